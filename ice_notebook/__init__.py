@@ -1,0 +1,55 @@
+"""Launch multi-process PyTorch from a notebook cell, under torch's elastic agent.
+
+    %load_ext ice_notebook
+
+    %%elastic_launch devices=cuda:0,1
+    def train(launcher):
+        ...
+
+Importing this changes nothing in the process, and costs next to nothing: names are loaded when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ice_notebook.context import get_current_launcher
+    from ice_notebook.errors import RunFailed
+    from ice_notebook.launcher import ElasticLauncher
+    from ice_notebook.run import Run
+
+__version__ = "0.1.0"
+__all__ = ["ElasticLauncher", "Run", "RunFailed", "get_current_launcher"]
+
+_HOMES = {
+    "ElasticLauncher": "ice_notebook.launcher",
+    "Run": "ice_notebook.run",
+    "RunFailed": "ice_notebook.errors",
+    "get_current_launcher": "ice_notebook.context",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ice_notebook' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Register `%%elastic_launch`: `%load_ext ice_notebook` calls this."""
+    from ice_notebook import magics  # noqa: PLC0415
+
+    magics.load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Take the magics back: `%unload_ext ice_notebook` calls this."""
+    from ice_notebook import magics  # noqa: PLC0415
+
+    magics.unload(shell)

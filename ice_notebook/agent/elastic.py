@@ -1,0 +1,322 @@
+"""torch's elastic agent with our processes under it. Runs in the agent's main thread.
+
+torch computes ranks, environment, restarts and membership; where it would start processes, its module's name `start_processes` points at
+us for the time of that call, and what we return is used by torch through three methods only: `pids()`, `wait(0)` and `close()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server import api, local_elastic_agent
+from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, RunProcsResult, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from ice_notebook import context, processes
+from ice_notebook import protocol as p
+from ice_notebook.agent.io import AgentIO, StopRequest
+from ice_notebook.agent.ranks import RankProcess, Stage
+from ice_notebook.agent.rendezvous import FreshStoreRendezvous
+from ice_notebook.store import RunFolder
+
+POLL_S = 0.25  # torch is given the word at least this often, to look at the membership; events wake it at once
+ACCEPT_WAIT_S = 30.0  # a rank that is up answers `go` in milliseconds; this long only on a machine that is thrashing
+REPORT_WINDOW_S = 0.5  # siblings of a failed rank may say what happened to them before they are ended
+HANG_UP_WAIT_S = 0.5  # between the end of a rank's socket and the end of its process
+EXIT_BARRIER_S = 30
+
+
+class IceAgent(LocalElasticAgent):
+    """`LocalElasticAgent` with ranks that the io thread starts."""
+
+    def __init__(self, plan: p.Plan, folder: RunFolder, io: AgentIO) -> None:
+        api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
+        rendezvous = FreshStoreRendezvous(plan.rdzv_id, plan.master_addr, plan.master_port)
+        spec = WorkerSpec(
+            role=plan.role,
+            local_world_size=plan.world_size,
+            rdzv_handler=rendezvous,
+            entrypoint=plan.name,
+            max_restarts=plan.max_restarts,
+            monitor_interval=0.001,  # torch sleeps this long before each look; `wait` is where time is spent
+        )
+        super().__init__(spec, DefaultLogsSpecs(os.devnull), exit_barrier_timeout=EXIT_BARRIER_S)
+        self._plan = plan
+        self._folder = folder
+        self._io = io
+        self._attempt = -1
+        self.swept = 0
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        def start_processes(*_: object, envs: dict[int, dict[str, str]], **__: object) -> RankContext:
+            self._attempt += 1
+            started = RankContext(self, worker_group, envs)
+            started.start()
+            return started
+
+        theirs = local_elastic_agent.start_processes
+        local_elastic_agent.start_processes = start_processes
+        try:
+            pids: dict[int, Any] = super()._start_workers(worker_group)
+        finally:
+            local_elastic_agent.start_processes = theirs
+        if not isinstance(self._pcontext, RankContext):
+            raise RuntimeError(  # noqa: TRY004 - it is torch that is not as expected
+                "torch did not start its workers through local_elastic_agent.start_processes: this version of ice_notebook does not know this "
+                "version of torch"
+            )
+        return pids
+
+    def _get_fq_hostname(self) -> str:
+        return "localhost"
+
+
+class RankContext:
+    """The ranks of one attempt on this node, in the place of torch's process context."""
+
+    def __init__(self, agent: IceAgent, group: WorkerGroup, environments: dict[int, dict[str, str]]) -> None:
+        self._agent = agent
+        self._io = agent._io
+        self._plan = agent._plan
+        self._folder = agent._folder
+        self._attempt = agent._attempt
+        self._group = group
+        self._environments = environments
+        self._restarts_left = agent._remaining_restarts
+        self._ranks: list[RankProcess] = []
+        self._is_closed = False
+
+    # ---- what torch calls
+
+    def start(self) -> None:
+        """Take ready processes, give each its place, and wait until all have accepted."""
+        io = self._io
+        with io.condition:
+            io.is_ending = False
+            io.is_last_attempt = self._restarts_left == 0
+        self._drop_old_values()
+        self._ranks = self._take(len(self._group.workers))
+        goes = [self._go(worker) for worker in self._group.workers]
+        for go in goes:
+            self._folder.make_rank_dir(go.attempt, go.rank)
+        starts = tuple(
+            p.RankStart(rank=g.rank, local_rank=g.local_rank, device=self._plan.ranks[g.local_rank].device, pid=rank.pid)
+            for rank, g in zip(self._ranks, goes, strict=True)
+        )
+        io.record(
+            p.AttemptBegun(
+                at=time.time(),
+                attempt=self._attempt,
+                restart_count=self._group.spec.max_restarts - self._restarts_left,
+                world_size=self._group.workers[0].world_size,
+                ranks=starts,
+                start="cold",
+            )
+        )
+        for rank, go in zip(self._ranks, goes, strict=True):
+            placed = io.place(rank, go, self._plan.ranks[go.local_rank].tee)
+            rank.stage = Stage.SENT
+            with contextlib.suppress(OSError):  # dead before it began: seen just below
+                rank.channel.send("go", p.encode(placed))
+        with io.condition:
+            io.condition.wait_for(lambda: io.stop or all(r.can_be_asked or r.has_exited for r in self._ranks), ACCEPT_WAIT_S)
+            self._raise_if_stopped()
+            bad = [rank for rank in self._ranks if not rank.can_be_asked]
+        if bad:
+            raise RuntimeError(f"rank {bad[0].rank} did not take its work: {_how_it_ended(bad[0])}")
+
+    def pids(self) -> dict[int, int]:
+        """Return the ranks' processes by local rank."""
+        return {rank.local_rank: rank.pid for rank in self._ranks}
+
+    def wait(self, timeout: float = -1, period: float = 1) -> RunProcsResult | None:  # noqa: ARG002 - torch's signature
+        """Wait for something that torch must know, at most POLL_S. None: all is as before.
+
+        Raises:
+            SignalException: the run is to be stopped; torch then calls `close`.
+        """
+        io = self._io
+        poll_until = time.monotonic() + min(POLL_S, self._plan.monitor_interval)
+        with io.condition:
+            while not self._failed():
+                self._raise_if_stopped()
+                if all(done.has_exited for done in self._ranks):
+                    return RunProcsResult(return_values={rank.local_rank: None for rank in self._ranks}, failures={})
+                left_s = poll_until - time.monotonic()
+                if left_s <= 0:
+                    return None
+                io.condition.wait(left_s)
+            # The others may say what happened to them; the window ends as soon as everybody has.
+            io.condition.wait_for(lambda: all(rank.has_reported for rank in self._ranks), REPORT_WINDOW_S)
+            failed = self._failed()
+        root = root_cause(failed)
+        is_restarting = self._restarts_left > 0 and io.stop is None
+        io.record(p.AttemptFailed(at=time.time(), attempt=self._attempt, root=root.rank, restarting=is_restarting))
+        if is_restarting:
+            io.start_ranks(len(self._ranks))  # they import torch while the old ones are ended
+        return RunProcsResult(return_values={}, failures={rank.local_rank: self._process_failure(rank) for rank in failed})
+
+    def close(self, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:  # noqa: ARG002 - torch's signature
+        """End what is left of the attempt, and everything that it has started. Called by torch after every attempt, and once more."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        io = self._io
+        with io.condition:
+            io.is_ending = True
+            stop = io.stop
+
+        def wait(condition: Any, timeout_s: float) -> None:
+            with io.condition:
+                io.condition.wait_for(condition, timeout_s)
+
+        grace_s = self._plan.grace if stop is None or stop.grace_s is None else stop.grace_s
+        processes.stop_ladder(
+            self._ranks, wait, ask=stop is not None and stop.ask, grace_s=grace_s, is_urgent=lambda: io.is_urgent
+        )
+        self._agent.swept += processes.sweep(*[rank.marker for rank in self._ranks])
+        for rank in self._ranks:
+            processes.kill_group(rank)
+        io.forget(self._ranks)
+
+    # ---- steps
+
+    def _take(self, count: int) -> list[RankProcess]:
+        """Return ready processes, starting what is missing. This is where a rank comes from."""
+        io = self._io
+        with io.condition:
+            io.start_ranks(count - io.unplaced)
+
+            def ready() -> list[RankProcess]:
+                return [rank for rank in io.ranks if rank.stage is Stage.READY and rank.rank < 0 and not rank.has_exited]
+
+            def dead() -> list[RankProcess]:
+                return [rank for rank in io.ranks if rank.rank < 0 and rank.has_exited]
+
+            while len(ready()) < count:
+                self._raise_if_stopped()
+                if io.error is not None:
+                    raise RuntimeError(f"a rank cannot be started: {io.error}")
+                if dead():
+                    printed = bytes(dead()[0].terminal.early).decode(errors="replace").strip()
+                    raise RuntimeError(f"a rank ended while it was getting ready: {_how_it_ended(dead()[0])}. It printed: {printed}")
+                io.condition.wait(POLL_S)
+            return ready()[:count]
+
+    def _go(self, worker: Any) -> p.Go:
+        plan, folder = self._plan, self._folder
+        place = plan.ranks[worker.local_rank]
+        attempt, rank = self._attempt, worker.global_rank
+        redirected = place.redirects & ~place.tee
+        results = [str(folder.result_file(attempt, rank))]
+        if plan.shared_dir is not None:
+            results.insert(0, f"{plan.shared_dir}/{attempt}.{rank}")
+        return p.Go(
+            attempt=attempt,
+            rank=rank,
+            local_rank=worker.local_rank,
+            environment={**self._environments[worker.local_rank], **self._our_environment(place, attempt, rank)},
+            stdout=str(folder.stream_log(attempt, rank, p.Std.OUT)) if redirected & p.Std.OUT else None,
+            stderr=str(folder.stream_log(attempt, rank, p.Std.ERR)) if redirected & p.Std.ERR else None,
+            cwd=plan.cwd,
+            sys_path=plan.sys_path,
+            payload=plan.payload,
+            sources=plan.sources,
+            device=place.assigned_device,
+            dist_init=plan.dist_init,
+            dist_backend=plan.dist_backend,
+            results=tuple(results),
+            exception=str(folder.exception_file(attempt, rank)),
+            error_file=str(folder.error_file(attempt, rank)),
+            stacks=str(folder.stacks_file(attempt, rank)),
+        )
+
+    def _our_environment(self, place: p.RankPlan, attempt: int, rank: int) -> dict[str, str]:
+        plan = self._plan
+        ours = {
+            # Set by torch's own process context, which ours stands in for: without it `@record` has nowhere to write.
+            "TORCHELASTIC_ERROR_FILE": str(self._folder.error_file(attempt, rank)),
+            context.RUN_ID: plan.run_id,
+            context.ASSIGNED_DEVICE: place.assigned_device,
+            context.DEVICES: ",".join(r.device for r in plan.ranks),
+            context.DIST_BACKEND: plan.dist_backend,
+        }
+        if place.visible_devices is not None:
+            ours["CUDA_VISIBLE_DEVICES"] = place.visible_devices
+        return ours
+
+    def _failed(self) -> list[RankProcess]:
+        """Return the ranks that failed, in the order of local ranks."""
+        now = time.monotonic()
+        for rank in self._ranks:
+            lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S
+            if lost and not rank.has_reported:
+                failure = p.Failure(kind="exit", headline="closed its connection to the agent", at=time.time())
+                self._io._fail(rank, failure)
+        return [rank for rank in self._ranks if rank.failure is not None]
+
+    def _raise_if_stopped(self) -> None:
+        if self._io.stop is not None:
+            raise SignalException("the run is being stopped", signal.SIGTERM)
+
+    def _process_failure(self, rank: RankProcess) -> ProcessFailure:
+        assert rank.failure is not None
+        code = rank.exit_code if rank.exit_code is not None else rank.failure.exit_code
+        return ProcessFailure(rank.local_rank, rank.pid, code or 1, str(self._folder.error_file(self._attempt, rank.rank)))
+
+    def _drop_old_values(self) -> None:
+        """Free what ranks of the attempt before have returned: values are those of the last attempt."""
+        shared = self._plan.shared_dir
+        if shared is not None and self._attempt > 0:
+            for path in Path(shared).glob(f"{self._attempt - 1}.*"):
+                path.unlink(missing_ok=True)
+
+
+def root_cause(failed: list[RankProcess]) -> RankProcess:
+    """Return the rank that failed first.
+
+    A broken connection is usually the echo of a failure elsewhere, and may be reported before it: a rank that is killed breaks its
+    siblings' connections first and is found dead after.
+    """
+
+    def order(rank: RankProcess) -> tuple[bool, float]:
+        assert rank.failure is not None
+        return rank.failure.is_communication, rank.failure.at
+
+    return min(failed, key=order)
+
+
+def _how_it_ended(rank: RankProcess) -> str:
+    return "it did not answer" if rank.exit_code is None else f"exit code {rank.exit_code}"
+
+
+def run_elastic(plan: p.Plan, folder: RunFolder, io: AgentIO) -> tuple[p.Outcome, str, int]:
+    """Do the run under torch's agent, and return how it ended, why when no rank says so, and how many processes had to be swept."""
+    agent = IceAgent(plan, folder, io)
+    reason = ""
+    try:
+        result = agent.run()
+        outcome = p.Outcome.FAILED if result is None or result.is_failed() else p.Outcome.SUCCEEDED
+    except SignalException:
+        assert io.stop is not None
+        is_timeout = io.stop.reason.startswith("stopped after timeout")
+        outcome, reason = (p.Outcome.FAILED if is_timeout else p.Outcome.STOPPED), io.stop.reason
+    return outcome, reason, agent.swept
+
+
+def start_clock(plan: p.Plan, io: AgentIO) -> None:
+    """Stop the run when its time is over."""
+    if plan.timeout is None:
+        return
+    import threading  # noqa: PLC0415
+
+    timer = threading.Timer(plan.timeout, io.request_stop, [StopRequest(f"stopped after timeout={plan.timeout:g} s")])
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,358 @@
+"""The agent's io thread: it owns every descriptor, starts ranks, writes logs, and is the first to know what happens. No torch here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import selectors
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ice_notebook import crashes, processes
+from ice_notebook import protocol as p
+from ice_notebook.agent.outbox import Outbox
+from ice_notebook.agent.ranks import RankProcess, Stage, Stream, read_terminal, start_rank
+from ice_notebook.frames import Channel, Frame
+from ice_notebook.store import Journal, RunFolder
+
+# After a little output the terminals are left alone for a moment: a rank that prints line by line would otherwise cost a wake-up a line.
+OUTPUT_PAUSE_S = 0.005
+_LITTLE_OUTPUT_BYTES = 16 << 10
+
+
+@dataclass(frozen=True)
+class StopRequest:
+    """Why the run is being stopped, and whether ranks are asked first."""
+
+    reason: str
+    ask: bool = True
+    grace_s: float | None = None  # None: the plan's
+
+
+class AgentIO(threading.Thread):
+    """See the module. `condition` guards all that both threads look at."""
+
+    def __init__(self, plan: p.Plan, folder: RunFolder, kernel: Channel) -> None:
+        super().__init__(name="ice-io", daemon=True)
+        self.plan = plan
+        self.folder = folder
+        self.condition = threading.Condition()  # an RLock underneath: those who hold it may record
+        self.ranks: list[RankProcess] = []  # living, or dead and not yet reaped
+        self.stop: StopRequest | None = None
+        self.is_urgent = False  # the person has pressed again: kill
+        self.is_ending = False  # ranks are being ended by us: their exits are no failures
+        self.is_last_attempt = False
+        self.error: BaseException | None = None  # a rank could not be started
+        self.on_stop: Callable[[], None] = lambda: None  # called once, by whoever asked
+        self.outbox = Outbox(kernel)
+        self._kernel = kernel
+        self._is_over = False
+        self._journal = Journal(folder.journal_file)
+        self._recording = threading.Lock()
+        self._serial = 0
+        self._out_of_memory_kills = processes.out_of_memory_kills()
+        self._being_started = 0
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector = selectors.DefaultSelector()
+        self._terminals = select.epoll()
+        self._streams: dict[int, Stream] = {}
+        self._terminals_rest_until = 0.0
+
+    # ---- for the elastic thread
+
+    def record(self, event: Any) -> None:
+        """Write an event to the journal and tell the kernel."""
+        with self._recording:
+            self._journal.append(event)
+            self.outbox.post("event", p.encode(event))
+
+    @property
+    def unplaced(self) -> int:
+        """Return how many processes are there, or are being started, that are nobody's rank yet."""
+        return self._being_started + sum(rank.rank < 0 and not rank.has_exited for rank in self.ranks)
+
+    def start_ranks(self, count: int) -> None:
+        """Have `count` more ranks started, if any are wanted."""
+        with self.condition:
+            self._being_started += max(0, count)
+        self._wake()
+
+    def request_stop(self, request: StopRequest) -> None:
+        """Stop the run; the first reason stays."""
+        with self.condition:
+            if self.stop is not None:
+                return
+            self.stop = request
+            self.record(p.StopAsked(at=time.time(), reason=request.reason))
+            self.condition.notify_all()
+        self.on_stop()
+
+    def place(self, rank: RankProcess, go: p.Go, tee: p.Std) -> p.Go:
+        """Give a ready process its place: open its logs, and return `go` with the paths of teed streams.
+
+        What the process printed before goes to its log now.
+        """
+        output = self.folder.output_log(go.attempt, go.rank)
+        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC
+        terminal = rank.terminal
+        with self.condition:
+            rank.attempt, rank.rank, rank.local_rank = go.attempt, go.rank, go.local_rank
+            terminal.files.append(os.open(output, flags, 0o600))
+            paths = {p.Std.OUT: go.stdout, p.Std.ERR: go.stderr}
+            for std in (p.Std.OUT, p.Std.ERR):
+                if std & tee:
+                    stream, paths[std] = rank.open_stream()
+                    own = self.folder.stream_log(go.attempt, go.rank, std)
+                    stream.files += [os.open(output, flags, 0o600), os.open(own, flags, 0o600)]
+                    self._watch_stream(stream)
+            early, terminal.early = bytes(terminal.early), bytearray()
+        if early:
+            self._take_output(terminal, early)
+        return p.replace(go, stdout=paths[p.Std.OUT], stderr=paths[p.Std.ERR])
+
+    def forget(self, ranks: list[RankProcess]) -> None:
+        """Reap ended ranks."""
+        with self.condition:
+            for rank in ranks:
+                rank.reap()
+                self.ranks.remove(rank)
+
+    def close(self) -> None:
+        """Send what is left to the kernel, and end the conversation."""
+        self._is_over = True
+        self.outbox.drain(timeout_s=2.0)
+        self._kernel.close()
+
+    # ---- the thread
+
+    def run(self) -> None:
+        """Serve all descriptors for as long as the agent lives."""
+        try:
+            self._serve()
+        except BaseException:
+            # Without this thread nobody would hear anything any more. Ranks are killed with the agent, and the kernel sees to the rest.
+            traceback.print_exc()
+            os._exit(os.EX_SOFTWARE)
+
+    def _serve(self) -> None:
+        self.outbox.start()
+        self._selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
+        self._selector.register(self._kernel, selectors.EVENT_READ, self._on_kernel)
+        self._selector.register(self._terminals, selectors.EVENT_READ, self._on_terminals)
+        is_resting = False
+        while True:
+            rest_s = self._terminals_rest_until - time.monotonic()
+            if rest_s <= 0 and is_resting:
+                self._selector.register(self._terminals, selectors.EVENT_READ, self._on_terminals)
+                is_resting = False
+            elif rest_s > 0 and not is_resting:
+                self._selector.unregister(self._terminals)
+                is_resting = True
+            for key, _ in self._selector.select(rest_s if is_resting else None):
+                key.data()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # enough wake-ups are under way
+            os.write(self._wake_writer, b"!")
+
+    def _on_wake(self) -> None:
+        os.read(self._wake_reader, 4096)
+        while self._being_started:
+            self._start_rank()
+
+    def _start_rank(self) -> None:
+        try:
+            rank = start_rank(self.plan, self._serial)
+        except OSError as error:
+            with self.condition:
+                self.error = error
+                self._being_started = 0
+                self.condition.notify_all()
+            return
+        self._serial += 1
+        with self.condition:
+            self._being_started -= 1
+            self.ranks.append(rank)
+            self._watch_stream(rank.terminal)
+        self._selector.register(rank.channel, selectors.EVENT_READ, lambda: self._on_rank(rank))
+        self._selector.register(rank.acknowledge, selectors.EVENT_READ, lambda: self._on_acknowledge(rank))
+        self._selector.register(rank.pidfd, selectors.EVENT_READ, lambda: self._on_exit(rank))
+
+    # ---- the kernel
+
+    def _on_kernel(self) -> None:
+        try:
+            frames = self._kernel.receive_ready()
+        except (EOFError, OSError):
+            self._selector.unregister(self._kernel)
+            if self._is_over:
+                return
+            # Attached: without its kernel the run ends, and quickly, because whoever killed the kernel waits for the devices.
+            self.request_stop(StopRequest("kernel gone", ask=False, grace_s=1.0))
+            return
+        for frame in frames:
+            if frame.kind == "stop":
+                self.outbox.post("stopping")
+                self.request_stop(StopRequest(frame.fields["reason"]))
+                if frame.fields.get("urgent"):
+                    with self.condition:
+                        self.is_urgent = True
+                        self.condition.notify_all()
+
+    # ---- what ranks say
+
+    def _on_rank(self, rank: RankProcess) -> None:
+        try:
+            frames = rank.channel.receive_ready()
+        except (EOFError, OSError):
+            self._selector.unregister(rank.channel)
+            with self.condition:
+                rank.hung_up_at = time.monotonic()
+                self.condition.notify_all()
+            return
+        for frame in frames:
+            with self.condition:
+                self._take_frame(rank, frame)
+                self.condition.notify_all()
+
+    def _take_frame(self, rank: RankProcess, frame: Frame) -> None:
+        at, attempt, number = time.time(), rank.attempt, rank.rank
+        if frame.kind == "ready":
+            rank.stage = Stage.READY
+        elif frame.kind == "accepted":
+            rank.stage = Stage.ACCEPTED
+            for stream in rank.streams:
+                stream.release()
+            self.record(p.RankRunning(at=at, attempt=attempt, rank=number))
+        elif frame.kind == "loaded":
+            rank.has_loaded = True
+            self._drop_payload()
+        elif frame.kind == "returned":
+            rank.has_returned = True
+            rank.value = p.decode(frame.body, p.Value)
+            self.record(p.RankReturned(at=at, attempt=attempt, rank=number, value=rank.value))
+        elif frame.kind == "value_lost":
+            rank.has_returned = True
+            self.record(p.ValueLost(at=at, attempt=attempt, rank=number, reason=frame.fields["reason"]))
+        elif frame.kind == "stopped":
+            rank.is_stopped = True
+        elif frame.kind == "failed":
+            self._fail(rank, p.decode(frame.body, p.Failure))
+
+    def _fail(self, rank: RankProcess, failure: p.Failure) -> None:
+        rank.failure = failure
+        self.record(p.RankFailed(at=time.time(), attempt=rank.attempt, rank=rank.rank, failure=failure))
+
+    def _drop_payload(self) -> None:
+        """Unlink the payload when every rank of the last possible attempt has it."""
+        placed = [rank for rank in self.ranks if rank.rank >= 0 and not rank.has_exited]
+        if self.is_last_attempt and placed and all(rank.has_loaded for rank in placed):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.plan.payload)
+
+    def _on_acknowledge(self, rank: RankProcess) -> None:
+        if not os.read(rank.acknowledge, 64):
+            self._selector.unregister(rank.acknowledge)
+            return
+        with self.condition:
+            rank.has_acknowledged = True
+            self.condition.notify_all()
+
+    # ---- what ranks print
+
+    def _watch_stream(self, stream: Stream) -> None:
+        self._streams[stream.fd] = stream
+        self._terminals.register(stream.fd, select.EPOLLIN)
+
+    def _on_terminals(self) -> None:
+        taken = 0
+        for fd, _ in self._terminals.poll(0):
+            stream = self._streams.get(fd)
+            if stream is None:
+                continue
+            output = read_terminal(stream)
+            if output is None:
+                self._end_stream(stream)
+            elif output:
+                taken += len(output)
+                self._take_output(stream, output)
+        if taken < _LITTLE_OUTPUT_BYTES:
+            self._terminals_rest_until = time.monotonic() + OUTPUT_PAUSE_S
+
+    def _take_output(self, stream: Stream, output: bytes) -> None:
+        with self.condition:
+            rank = stream.rank
+            if rank.rank < 0:
+                stream.early += output
+                return
+            for fd in stream.files:
+                _write(fd, output)
+        self.outbox.post_output(rank.attempt, rank.rank, output)
+
+    def _end_stream(self, stream: Stream) -> None:
+        self._streams.pop(stream.fd, None)
+        self._terminals.unregister(stream.fd)
+        with self.condition:
+            stream.close()
+            stream.rank.streams.remove(stream)
+
+    # ---- how ranks end
+
+    def _on_exit(self, rank: RankProcess) -> None:
+        self._selector.unregister(rank.pidfd)
+        # What it said and printed comes first: a reader of its exit event must find every line in the log.
+        if rank.channel.fileno() in self._selector.get_map():
+            self._drain_channel(rank)
+        for stream in list(rank.streams):
+            while output := read_terminal(stream):
+                self._take_output(stream, output)
+            self._end_stream(stream)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(rank.acknowledge)
+        os.close(rank.acknowledge)
+        rank.channel.close()
+        # Not reaped yet: as long as the system remembers the process, nobody else can have its number, and its group can be killed.
+        info = os.waitid(os.P_PIDFD, rank.pidfd, os.WEXITED | os.WNOWAIT)
+        assert info is not None
+        code = info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+        with self.condition:
+            rank.exit_code = code
+            if rank.rank >= 0 and rank.stage is Stage.ACCEPTED:
+                if not rank.has_reported_before_exit and not self.is_ending:
+                    self._fail(rank, self._failure_from_exit(rank, code))
+                note = f"left with exit code {code} after its value was written" if rank.has_returned and code else ""
+                self.record(p.RankExited(at=time.time(), attempt=rank.attempt, rank=rank.rank, exit_code=code, note=note))
+            self.condition.notify_all()
+
+    def _drain_channel(self, rank: RankProcess) -> None:
+        while rank.channel.fileno() in self._selector.get_map() and select.select([rank.channel], [], [], 0)[0]:
+            self._on_rank(rank)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(rank.channel)
+
+    def _failure_from_exit(self, rank: RankProcess, code: int) -> p.Failure:
+        """Say how a rank ended that did not say it itself."""
+        out_of_memory = code == -signal.SIGKILL and processes.out_of_memory_kills() > self._out_of_memory_kills
+        return crashes.failure_from_exit(
+            code,
+            out_of_memory=out_of_memory,
+            stacks=self.folder.stacks_file(rank.attempt, rank.rank),
+            sources=self.folder.sources_file,
+            error_file=self.folder.error_file(rank.attempt, rank.rank),
+            at=time.time(),
+        )
+
+
+def _write(fd: int, output: bytes) -> None:
+    view = memoryview(output)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except OSError:  # the disk is full: the run goes on, and what is shown live is still shown
+            return

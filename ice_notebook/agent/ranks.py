@@ -1,0 +1,184 @@
+"""A rank as the agent sees it: a process with a socket, a pseudo-terminal, an acknowledge pipe and a pidfd. Runs in the agent's io thread."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import pty
+import socket
+import struct
+import subprocess
+import termios
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ice_notebook import processes
+from ice_notebook import protocol as p
+from ice_notebook.frames import Channel
+
+# The kernel's module path is put in place as it is, but for what would let a file in the working directory shadow the standard library
+# while a rank gets ready: that part comes with `go`.
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.rank.main import main; main(sys.argv[1])"
+_MODULES = ("torch", "torch.distributed", "cloudpickle")
+_TERMINAL_ROWS, _TERMINAL_COLUMNS = 24, 120
+_READ_BYTES = 1 << 16
+_LFLAG, _OFLAG, _CC = 3, 1, 6  # places in what termios.tcgetattr returns
+
+
+class Stage(enum.Enum):
+    """How far a rank's process has come."""
+
+    STARTING = "starting"  # imports torch
+    READY = "ready"  # waits for go
+    SENT = "sent"  # go is on its way
+    ACCEPTED = "accepted"  # from here on its end is the run's affair
+
+
+@dataclass
+class Stream:
+    """The agent's end of a terminal that a rank writes to, and the files that take what comes."""
+
+    fd: int
+    rank: RankProcess
+    files: list[int] = field(default_factory=list)  # descriptors, of the rank's output.log among others
+    early: bytearray = field(default_factory=bytearray)  # printed before the rank had a place: kept for its log
+    slave: int = -1  # the other end, held until the rank has opened it: without a holder the terminal would read as hung up
+
+    def release(self) -> None:
+        """Let the rank's own end be the only one."""
+        if self.slave >= 0:
+            os.close(self.slave)
+            self.slave = -1
+
+    def close(self) -> None:
+        """Close the terminal and the files; the rank's session is hung up if it is still there."""
+        self.release()
+        for fd in (self.fd, *self.files):
+            os.close(fd)
+        self.fd = -1
+        self.files = []
+
+
+class RankProcess:
+    """One process. The io thread changes it, under the agent's condition; the elastic thread reads it under the same."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, terminal: int, acknowledge: int, marker: str) -> None:
+        self.process = process
+        self.marker = marker  # carried by the process and all that it starts
+        self.pid = process.pid
+        self.pidfd = os.pidfd_open(process.pid)
+        self.channel = channel
+        self.acknowledge = acknowledge
+        self.terminal = Stream(terminal, self)
+        self.streams = [self.terminal]
+        self.stage = Stage.STARTING
+        self.attempt = self.rank = self.local_rank = -1
+        self.value: p.Value | None = None
+        self.has_returned = False  # with a value or without one that could be written
+        self.has_loaded = False
+        self.is_stopped = False  # it said that it unwound after our interrupt
+        self.failure: p.Failure | None = None
+        self.has_acknowledged = False
+        self.hung_up_at: float | None = None  # when its end of the socket was closed, on the monotonic clock
+        self.exit_code: int | None = None
+
+    @property
+    def has_exited(self) -> bool:
+        """Return whether the process has ended, and all that it printed has been taken."""
+        return self.exit_code is not None
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Return whether the user's code runs in it under our interrupt handler."""
+        return self.stage is Stage.ACCEPTED
+
+    @property
+    def has_reported(self) -> bool:
+        """Return whether nothing more is to be heard of how its work ended."""
+        return self.has_exited or self.has_reported_before_exit
+
+    @property
+    def has_reported_before_exit(self) -> bool:
+        """Return whether the rank itself has said how its work ended."""
+        return self.has_returned or self.is_stopped or self.failure is not None
+
+    def open_stream(self) -> tuple[Stream, str]:
+        """Return a second terminal for a teed stream, and the path by which the rank opens it."""
+        master, slave = _open_terminal()
+        stream = Stream(master, self, slave=slave)
+        self.streams.append(stream)
+        return stream, os.ttyname(slave)
+
+    def reap(self) -> None:
+        """Let the system forget the process; its number may be given to another one from here on."""
+        with contextlib.suppress(ChildProcessError):
+            self.process.wait()
+        with contextlib.suppress(OSError):
+            os.close(self.pidfd)
+
+
+def start_rank(plan: p.Plan, serial: int) -> RankProcess:
+    """Start a fresh interpreter that gets ready to be a rank.
+
+    Called from the io thread only: the parent-death signal that the rank asks for follows the thread that started it.
+    """
+    ours, theirs = socket.socketpair()
+    master, slave = _open_terminal()
+    acknowledge, acknowledge_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    inherited = (theirs.fileno(), slave, acknowledge_theirs)
+    settings: dict[str, Any] = {
+        "agent_pid": os.getpid(),
+        "socket": theirs.fileno(),
+        "terminal": slave,
+        "acknowledge": acknowledge_theirs,
+        "modules": _MODULES,
+    }
+    marker = f"{plan.marker}:{serial}"
+    search_path = [entry for entry in plan.sys_path if entry not in {"", plan.cwd}]
+    try:
+        process = subprocess.Popen(
+            [plan.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), msgspec.json.encode(search_path).decode()],
+            stdin=subprocess.DEVNULL,
+            stdout=slave,
+            stderr=slave,
+            pass_fds=inherited,
+            start_new_session=True,
+            env={**plan.environment, processes.MARKER: marker},
+            cwd=plan.cwd,
+            umask=plan.umask,
+        )
+    finally:
+        theirs.close()
+        os.close(slave)
+        os.close(acknowledge_theirs)
+    return RankProcess(process, Channel(ours), master, acknowledge, marker)
+
+
+def _open_terminal() -> tuple[int, int]:
+    """Return the two ends of a pseudo-terminal that passes bytes through as they are and on which nobody waits for a keyboard."""
+    master, slave = pty.openpty()
+    attributes = termios.tcgetattr(slave)
+    attributes[_OFLAG] &= ~termios.OPOST  # no newline is changed on the way
+    attributes[_LFLAG] &= ~(termios.ECHO | termios.ICANON)
+    # A read finds the end at once: getpass, ssh and whatever else opens /dev/tty must not wait for somebody who is not there.
+    attributes[_CC][termios.VMIN] = attributes[_CC][termios.VTIME] = 0
+    termios.tcsetattr(slave, termios.TCSANOW, attributes)
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", _TERMINAL_ROWS, _TERMINAL_COLUMNS, 0, 0))
+    for fd in (master, slave):
+        os.set_inheritable(fd, False)
+    os.set_blocking(master, False)
+    return master, slave
+
+
+def read_terminal(stream: Stream) -> bytes | None:
+    """Return what is there to be read, b"" when nothing is, None when the terminal is closed on the other side."""
+    try:
+        return os.read(stream.fd, _READ_BYTES) or None
+    except BlockingIOError:
+        return b""
+    except OSError:  # EIO: nobody has it open any more
+        return None

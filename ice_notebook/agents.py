@@ -1,0 +1,75 @@
+"""Where the kernel gets an agent from: a fresh process, in a session of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+
+from ice_notebook import processes
+from ice_notebook import protocol as p
+from ice_notebook.frames import Channel
+from ice_notebook.store import RunFolder
+
+# The kernel's module path, without entries that depend on the working directory: the agent runs in the run folder.
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.agent.main import main; main()"
+_EXIT_WAIT_S = 1.0  # an agent that has said its last word leaves at once
+
+
+class AgentProcess:
+    """An agent as the kernel sees it: a process and a socket. Whoever has it must `close` it."""
+
+    def __init__(self, plan: p.Plan, folder: RunFolder) -> None:
+        ours, theirs = socket.socketpair()
+        search_path = [entry for entry in plan.sys_path if entry not in {"", plan.cwd}]
+        with open(folder.agent_log, "ab") as log, theirs:
+            self._process = subprocess.Popen(
+                [plan.interpreter, "-c", _BOOT, str(theirs.fileno()), json.dumps(search_path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                # A notebook's interrupt goes to the kernel's whole process group: it must not reach the agent.
+                start_new_session=True,
+                env={**plan.environment, processes.MARKER: f"{plan.marker}:agent"},
+                cwd=folder.path,
+            )
+        self.channel = Channel(ours)
+        self.channel.send("run", p.encode(plan))
+
+    @property
+    def pid(self) -> int:
+        """Return the agent's process id."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Kill the agent; its ranks die with it, and the sweep sees to what they started."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def close(self) -> int:
+        """Wait for the end of an agent whose socket has ended, killing it if it lingers, and return its exit code."""
+        try:
+            self._process.wait(_EXIT_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._process.wait()
+        self.channel.close()
+        return self._process.returncode
+
+
+def interpreter() -> str:
+    """Return the interpreter that agent and ranks are started with: the kernel's own."""
+    return sys.executable or ""
+
+
+def current_umask() -> int:
+    """Return the umask of this process. It can only be read by setting it."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as status:
+        return int(next(line for line in status if line.startswith("Umask:")).split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask

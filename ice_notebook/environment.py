@@ -1,0 +1,56 @@
+"""The environment that ranks start with: the kernel's, without what ipykernel has put there for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# What ipykernel 6 and 7, and the debugger it starts, set in the kernel's environment. Variables with a value given here are removed only
+# when they still have that value: another one is the user's.
+_KERNELS_OWN: dict[str, str | None] = {
+    "JPY_PARENT_PID": None,
+    "JPY_SESSION_NAME": None,
+    "JPY_INTERRUPT_EVENT": None,
+    "FORCE_COLOR": "1",
+    "CLICOLOR": "1",
+    "CLICOLOR_FORCE": "1",
+    "PAGER": "cat",
+    "GIT_PAGER": "cat",
+    "TERM": "xterm-color",
+    "PYTHONUNBUFFERED": "1",
+}
+_KERNELS_PREFIX = "PYDEVD_"
+_NOTEBOOK_BACKENDS = ("module://matplotlib_inline", "module://ipykernel")
+_TERMINAL = "xterm-256color"  # what a rank's pseudo-terminal understands
+_LOOPBACK = "lo"
+
+
+def rank_environment(
+    environment: Mapping[str, str], *, n_ranks: int, omp_num_threads: int | None, extra: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the environment of the ranks.
+
+    Args:
+        environment: the kernel's.
+        n_ranks: how many ranks share this machine.
+        omp_num_threads: what the user asked for; with None several ranks get 1, as torchrun does, unless the variable is set.
+        extra: the option `env`, which has the last word.
+    """
+    own = "JPY_PARENT_PID" in environment
+    ours = {name: value for name, value in environment.items() if not (own and _is_kernels(name, value))}
+    if environment.get("MPLBACKEND", "").startswith(_NOTEBOOK_BACKENDS):
+        ours["MPLBACKEND"] = "Agg"
+    if ours.get("TERM", "dumb") == "dumb":
+        ours["TERM"] = _TERMINAL
+    if omp_num_threads is not None:
+        ours["OMP_NUM_THREADS"] = str(omp_num_threads)
+    elif n_ranks > 1:
+        ours.setdefault("OMP_NUM_THREADS", "1")
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        ours.setdefault(variable, _LOOPBACK)  # one host: nothing listens beyond it, and no host name is looked up
+    return {**ours, **extra}
+
+
+def _is_kernels(name: str, value: str) -> bool:
+    if name.startswith(_KERNELS_PREFIX):
+        return True
+    return name in _KERNELS_OWN and _KERNELS_OWN[name] in {None, value}

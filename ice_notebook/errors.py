@@ -1,0 +1,419 @@
+"""Every exception that ice_notebook raises, and its sentence.
+
+Each derives from `IceNotebookError` and from the built-in that a caller would expect. `__init__` takes just the message, so that an
+exception survives pickling on its way from a rank; what else it knows is set on it by the named constructors.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+def join(words: Iterable[object], conjunction: str = "and") -> str:
+    """Return the words as an English list: `a, b and c`."""
+    texts = [str(word) for word in words]
+    if len(texts) < 2:
+        return "".join(texts)
+    return f"{', '.join(texts[:-1])} {conjunction} {texts[-1]}"
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the known word nearest to a misspelled one, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """Return a value's repr, cut to a length that a sentence can bear."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def describe_kind(value: object) -> str:
+    """Return what a value is, with an article: `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def format_size(size_bytes: float) -> str:
+    """Return a size as people say it: `640 B`, `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.3g} TiB"
+
+
+class IceNotebookError(Exception):
+    """Something that ice_notebook was asked to do cannot be done.
+
+    A notebook shows it as its type and its message alone: the frames in between are ours and say nothing to the user.
+    """
+
+    def with_no_variable(self, name: str, known: Iterable[str]) -> IceNotebookError:
+        """Return the same error, saying as well that a word is not the name of a notebook variable either."""
+        return type(self)(f"{self} No variable of this notebook is called {name!r} either.{suggest(name, known)}")
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython draws an exception by this method when it has one; the cell still counts as failed, unlike after a `UsageError`.
+        return [f"{type(self).__name__}: {self}"]
+
+
+class OptionError(IceNotebookError, ValueError):
+    """A launch option is unknown, or its value is not one that the option takes."""
+
+    @classmethod
+    def unknown(cls, name: str, known: Iterable[str]) -> OptionError:
+        names = sorted(known)
+        return cls(f"{name!r} is not an option.{suggest(name, names)} The options are {join(names)}.")
+
+    @classmethod
+    def not_a_module(cls, option: str, name: str, error: BaseException) -> OptionError:
+        return cls(
+            f"{option}={name!r}: importing it raised {type(error).__name__}: {error}. Name packages or modules, as in an import."
+        )
+
+    @classmethod
+    def later(cls, name: str, why: str) -> OptionError:
+        return cls(f"{name!r} is not available in this version: {why}")
+
+    @classmethod
+    def invalid(cls, name: str, found: object, allowed: str) -> OptionError:
+        return cls(f"{name}={quote(found)} cannot be read: allowed is {allowed}.")
+
+    @classmethod
+    def refused(cls, name: str, found: object, why: str) -> OptionError:
+        return cls(f"{name}={quote(found)} is refused: {why}")
+
+    @classmethod
+    def elsewhere(cls, name: str, where: str) -> OptionError:
+        return cls(f"{name!r} is not an option here: it belongs to {where}.")
+
+    @classmethod
+    def expression(cls, option: str, text: str, error: BaseException) -> OptionError:
+        return cls(f"{option}={text}: the expression raised {type(error).__name__}: {error}.")
+
+    @classmethod
+    def unbalanced(cls, text: str) -> OptionError:
+        return cls(f"The magic's line ends inside {text!r}: close the quote or the bracket.")
+
+    @classmethod
+    def twice(cls, name: str) -> OptionError:
+        return cls(f"{name!r} is given twice; give it once.")
+
+    @classmethod
+    def missing_value(cls, name: str, allowed: str) -> OptionError:
+        return cls(f"{name!r} needs a value: {name}=VALUE, where VALUE is {allowed}.")
+
+    @classmethod
+    def not_an_option(cls, text: str, example: str) -> OptionError:
+        return cls(f"{text!r} is not an option: options are written as name=value or --name value, for example {example}.")
+
+    @classmethod
+    def conflict(cls, first: str, second: str, advice: str) -> OptionError:
+        return cls(f"{first} and {second} exclude each other: {advice}")
+
+
+class DeviceError(IceNotebookError, ValueError):
+    """A device was asked for that cannot be had, or a device text that cannot be read."""
+
+    @classmethod
+    def empty(cls, text: object) -> DeviceError:
+        return cls(
+            f"devices={quote(text)} names no device: allowed are auto, cpu, cuda and lists of them such as cuda:0,1, cuda:* or cpu:0-3."
+        )
+
+    @classmethod
+    def unknown_kind(cls, text: str, kind: str, kinds: Sequence[str]) -> DeviceError:
+        hint = " Did you mean 'cuda'?" if kind.lower() == "gpu" else suggest(kind, kinds)
+        return cls(f"devices={quote(text)}: {quote(kind)} is no kind of device; the kinds are {join(kinds)}.{hint}")
+
+    @classmethod
+    def number_alone(cls, text: object) -> DeviceError:
+        return cls(
+            f"devices={text} could be a device or a count: write devices=cuda:{text} for that GPU, or nproc_per_node={text} for so many ranks."
+        )
+
+    @classmethod
+    def unreadable_entry(cls, text: str, entry: str) -> DeviceError:
+        found = f"{quote(entry)} is not a device" if entry else "a device is missing beside a comma or colon"
+        return cls(
+            f"devices={quote(text)}: {found}; allowed are numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs (GPU-…, MIG-…)."
+        )
+
+    @classmethod
+    def backward_range(cls, text: str, first: int, last: int) -> DeviceError:
+        return cls(f"devices={quote(text)}: the range {first}-{last} runs backwards; write {last}-{first}.")
+
+    @classmethod
+    def star_with_others(cls, text: str) -> DeviceError:
+        return cls(f"devices={quote(text)}: * already stands for every device; write it alone.")
+
+    @classmethod
+    def uuid_of_kind(cls, text: str, uuid: str) -> DeviceError:
+        return cls(f"devices={quote(text)}: a UUID names a GPU; write cuda:{uuid}.")
+
+    @classmethod
+    def mixed(cls, text: str, kinds: Sequence[str]) -> DeviceError:
+        return cls(
+            f"devices={quote(text)} mixes {join(kinds)}: all ranks of a launch use one kind; write {kinds[0]}:… once, then numbers."
+        )
+
+    @classmethod
+    def too_many(cls, found: str, most: int) -> DeviceError:
+        return cls(f"{found} asks for more than {most} ranks on one machine, which is the most that is allowed; name fewer.")
+
+    @classmethod
+    def not_devices(cls, value: object) -> DeviceError:
+        return cls(
+            f"devices={quote(value)} is {type(value).__name__!r}: allowed are a text such as 'cuda:0,1', a list of GPU numbers or of texts, "
+            "a torch.device, and an object that has `devices`."
+        )
+
+    @classmethod
+    def no_cuda(cls, asked: str, why: str) -> DeviceError:
+        return cls(f"{asked}: no CUDA device can be used here, because {why}. Use devices=cpu for ranks on the CPU.")
+
+    @classmethod
+    def absent(cls, text: str, device: str, available: str) -> DeviceError:
+        return cls(f"devices={quote(text)}: {device} is not here; this notebook sees {available}.")
+
+    @classmethod
+    def ambiguous(cls, text: str, uuid: str, matches: Sequence[str]) -> DeviceError:
+        return cls(f"devices={quote(text)}: {uuid} begins {join(matches)}; write more of the UUID.")
+
+    @classmethod
+    def too_few(cls, count: int, available: str, n_available: int) -> DeviceError:
+        return cls(
+            f"nproc_per_node={count} is more than the GPUs that this notebook sees ({available}): ask for at most {n_available}, "
+            f"or let ranks share them with devices={available} nproc_per_node={count}."
+        )
+
+    @classmethod
+    def below_list(cls, count: int, text: str, n_devices: int) -> DeviceError:
+        return cls(
+            f"nproc_per_node={count} is less than the {n_devices} devices of devices={quote(text)}: shorten the list, or leave nproc_per_node out."
+        )
+
+    @classmethod
+    def count_of_list(cls, word: str, text: str) -> DeviceError:
+        return cls(
+            f"nproc_per_node={word} and devices={quote(text)} both say how many ranks there are: leave nproc_per_node out, or give a number."
+        )
+
+    @classmethod
+    def other_kind(cls, word: str, text: str) -> DeviceError:
+        return cls(f"nproc_per_node={word} counts another kind of device than devices={quote(text)} names: leave one of them out.")
+
+    @classmethod
+    def nccl(cls, text: str, why: str) -> DeviceError:
+        return cls(f"dist_backend=nccl cannot join the ranks of {text}: {why}. Use dist_backend=gloo, or leave it out.")
+
+
+class CellError(IceNotebookError, ValueError):
+    """A cell holds nothing that can be launched."""
+
+    @classmethod
+    def empty(cls) -> CellError:
+        return cls("The cell is empty below the magic's line: write the function, or the statements, that every rank is to run.")
+
+    @classmethod
+    def cell_magic(cls, name: str) -> CellError:
+        return cls(f"%%{name} cannot stand inside a launched cell: a rank runs Python, and `!` and `%` lines.")
+
+    @classmethod
+    def line_magic(cls, name: str, known: Iterable[str]) -> CellError:
+        return cls(f"%{name} needs IPython, which a rank does not have. Ranks know {join(f'%{k}' for k in known)}, and `!command`.")
+
+    @classmethod
+    def awaits(cls, function: str) -> CellError:
+        return cls(
+            f"`await` beside `{function}` would run in the notebook's own event loop: put it into a cell above, or into the function."
+        )
+
+    @classmethod
+    def parameters(cls, function: str, required: Sequence[str]) -> CellError:
+        return cls(
+            f"`{function}` requires {join(required)}: a launched function gets the launcher when it has one required positional parameter. "
+            f"Give the others as args=(…) or kwargs={{…}}, or as default values."
+        )
+
+    @classmethod
+    def arguments(cls, function: str, error: TypeError) -> CellError:
+        return cls(f"`{function}` does not take these arguments: {error}.")
+
+    @classmethod
+    def not_callable(cls, found: object) -> CellError:
+        return cls(f"A function is launched, and this is {describe_kind(found)}: give the function first, its arguments after it.")
+
+    @classmethod
+    def no_function(cls, name: str, found: object) -> CellError:
+        return cls(f"function={name}: {name!r} is {describe_kind(found)}, and only a function can be launched.")
+
+    @classmethod
+    def not_defined(cls, name: str, known: Iterable[str]) -> CellError:
+        return cls(f"function={name}: neither this cell nor the notebook defines {name!r}.{suggest(name, known)}")
+
+    @classmethod
+    def body_arguments(cls) -> CellError:
+        return cls("args= and kwargs= are for a function: this cell's last statement defines none, and function= names none.")
+
+
+class CellSyntaxError(IceNotebookError, SyntaxError):
+    """A cell is not Python."""
+
+    @classmethod
+    def of(cls, error: SyntaxError, label: str) -> CellSyntaxError:
+        # With its place: IPython draws a syntax error by that, like one in any other cell.
+        return cls(error.msg, (label, error.lineno, error.offset, error.text))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What cannot travel, where it was found, and the way out: the parts of a sentence."""
+
+    path: str  # the variable, or the way into it: config['log']
+    what: str  # with an article: an open file
+    advice: str
+    result_advice: str
+    is_inside: bool = False  # the path names what holds it, not itself
+    function: str = ""  # the function of the user that refers to it
+    line: int = 0
+    source: str = ""  # the text of that line
+
+
+class PayloadError(IceNotebookError, TypeError):
+    """A value cannot be sent to the ranks. `refusal` says which, as it was found."""
+
+    refusal: Refusal | None = None
+
+    @classmethod
+    def holds(cls, refusal: Refusal) -> PayloadError:
+        verb = "holds" if refusal.is_inside else "is"
+        usage = f" `{refusal.function}` uses it in line {refusal.line}: {refusal.source}" if refusal.source else ""
+        error = cls(f"`{refusal.path}` cannot be sent to the ranks: it {verb} {refusal.what}. {refusal.advice}{usage}")
+        error.refusal = refusal
+        return error
+
+
+class ResultError(IceNotebookError, RuntimeError):
+    """A rank's value cannot be had: it is not there yet, could not be written, or was not kept."""
+
+    @classmethod
+    def cannot_send(cls, rank: int, refusal: Refusal) -> ResultError:
+        name = "it" if refusal.path == "result" else refusal.path
+        verb = "holds" if refusal.is_inside else "is"
+        return cls(f"The value returned by rank {rank} cannot be sent back: {name} {verb} {refusal.what}. {refusal.result_advice}")
+
+    @classmethod
+    def no_room(cls, rank: int, size_bytes: int) -> ResultError:
+        return cls(
+            f"The value returned by rank {rank} has {format_size(size_bytes)}, and there is no room for it. Free some, or give log_dir a"
+            " folder with room."
+        )
+
+    @classmethod
+    def not_yet(cls, rank: int) -> ResultError:
+        return cls(f"Rank {rank} has not returned yet: run.result({rank}) waits for it.")
+
+    @classmethod
+    def not_kept(cls, rank: int) -> ResultError:
+        return cls(f"The value of rank {rank} was not kept: it lived as long as its Run object. run.save() brings values into the run folder.")
+
+    @classmethod
+    def no_run(cls, folder: object) -> ResultError:
+        return cls(f"{str(folder)!r} is not the folder of a run: it has no plan.json and events.jsonl of this version.")
+
+    @classmethod
+    def damaged(cls, path: object, found: str) -> ResultError:
+        return cls(f"{str(path)!r} does not hold a whole value: {found}. Only a file that ice_notebook wrote can be loaded.")
+
+
+class LaunchError(IceNotebookError, RuntimeError):
+    """A run cannot be started here."""
+
+    @classmethod
+    def no_room(cls, size_bytes: int, folder: object) -> LaunchError:
+        return cls(
+            f"What the function refers to has {format_size(size_bytes)}, and neither shared memory nor {str(folder)!r} has room for it."
+            " Free some, or give log_dir a folder with room."
+        )
+
+    @classmethod
+    def folder(cls, path: object, error: OSError, *, is_users: bool) -> LaunchError:
+        reason = error.strerror or str(error)
+        if is_users:
+            return cls(f"The folder {str(path)!r} cannot be made: {reason}. Give log_dir a folder that you may write to.")
+        return cls(f"The run folder {str(path)!r} cannot be made: {reason}. Free space there, or set XDG_CACHE_HOME.")
+
+    @classmethod
+    def payload(cls, error: OSError) -> LaunchError:
+        reason = error.strerror or str(error)
+        return cls(
+            f"The function and its values cannot be written for the ranks: {reason}. Free space in the run folder's file system."
+        )
+
+    @classmethod
+    def in_rank(cls, rank: int) -> LaunchError:
+        return cls(
+            f"A launch from inside rank {rank} of a run is not possible: launch from the notebook, or use multiprocessing here."
+        )
+
+    @classmethod
+    def platform(cls, system: str) -> LaunchError:
+        return cls(f"Runs need Linux (pidfds, pseudo-terminals, parent-death signals); this is {system}.")
+
+    @classmethod
+    def working_directory(cls, error: OSError) -> LaunchError:
+        reason = error.strerror or str(error)
+        return cls(
+            f"The ranks start in the kernel's working directory, which is gone: {reason}. Change to another one with os.chdir."
+        )
+
+    @classmethod
+    def interpreter(cls, path: str) -> LaunchError:
+        return cls(f"sys.executable is {path!r}, which is no interpreter that the ranks could be started with.")
+
+
+class FrozenError(IceNotebookError, RuntimeError):
+    """A frozen launcher was to be changed."""
+
+    @classmethod
+    def option(cls, name: str) -> FrozenError:
+        return cls(f"{name!r} cannot be set: the launcher is frozen. Set options before freeze(), or on a clone().")
+
+
+class RunStopped(IceNotebookError, RuntimeError):
+    """A rank was stopped before it returned."""
+
+    @classmethod
+    def before_return(cls, rank: int) -> RunStopped:
+        return cls(f"Rank {rank} was stopped before it returned.")
+
+
+class RunFailed(IceNotebookError, RuntimeError):
+    """A run failed: a rank raised or died, or the run's time was over.
+
+    The message names the rank that failed first, its exception with the cell's own lines, and what became of the other ranks. It holds
+    no pid, time, id or path: those are on `run`. `__cause__` is the exception of that rank where it could be sent.
+    """
+
+    run: Any = None
+    lines: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, run: Any, headline: str, lines: Sequence[str]) -> RunFailed:
+        error = cls(headline)
+        error.run = run
+        error.lines = tuple(lines)
+        return error
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}", *self.lines]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A Run is a handle on processes and stays where it is.
+        return type(self).of, (None, str(self), self.lines)

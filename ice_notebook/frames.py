@@ -1,0 +1,98 @@
+"""Length-prefixed frames over a stream socket: a kind with JSON fields, and raw bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+_HEAD = struct.Struct("!IQ")  # bytes of the header, bytes of the body
+_READ_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one side said in one go."""
+
+    kind: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    body: bytes = b""
+
+
+class Channel:
+    """One end of a connection. Any thread may send; one thread receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._sending = threading.Lock()
+        self._received = bytearray()
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor, -1 once closed: a selector takes the channel as it is."""
+        return self._socket.fileno()
+
+    def send(self, kind: str, body: bytes = b"", **fields: Any) -> None:
+        """Send one frame, waiting until the socket has taken it.
+
+        Raises:
+            OSError: the other side is gone.
+        """
+        header = msgspec.json.encode([kind, fields])
+        with self._sending:
+            self._socket.sendall(b"".join((_HEAD.pack(len(header), len(body)), header, body)))
+
+    def receive(self) -> Frame:
+        """Wait for the next frame and return it.
+
+        Raises:
+            EOFError: the other side has closed its end.
+        """
+        while (frame := self._take()) is None:
+            self._read()
+        return frame
+
+    def receive_ready(self) -> list[Frame]:
+        """Read once from a socket that a selector calls readable, and return the frames that are complete now.
+
+        Raises:
+            EOFError: the other side has closed its end.
+        """
+        self._read()
+        frames = []
+        while (frame := self._take()) is not None:
+            frames.append(frame)
+        return frames
+
+    def close(self) -> None:
+        """Close this end; a thread that waits in `receive` on either side gets its `EOFError`."""
+        # A close alone never reaches the peer while another thread of this process sits in recv().
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _read(self) -> None:
+        try:
+            chunk = self._socket.recv(_READ_BYTES)
+        except ConnectionError as error:  # the other side died with bytes of ours unread
+            raise EOFError from error
+        if not chunk:
+            raise EOFError
+        self._received += chunk
+
+    def _take(self) -> Frame | None:
+        if len(self._received) < _HEAD.size:
+            return None
+        header_bytes, body_bytes = _HEAD.unpack_from(self._received)
+        end = _HEAD.size + header_bytes + body_bytes
+        if len(self._received) < end:
+            return None
+        header = bytes(self._received[_HEAD.size : _HEAD.size + header_bytes])
+        body = bytes(self._received[_HEAD.size + header_bytes : end])
+        del self._received[:end]
+        kind, fields = msgspec.json.decode(header)
+        return Frame(kind, fields, body)

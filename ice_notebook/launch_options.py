@@ -1,0 +1,531 @@
+"""The options of a launch: the one table that magics, Python, help, completion and `docs/options.md` are derived from."""
+# ruff: noqa: RUF009 - `option` makes a dataclass field, which is what ruff wants there
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ice_notebook import devices as d
+from ice_notebook.errors import OptionError
+from ice_notebook.grammars import (
+    Backend,
+    Choice,
+    Expression,
+    Flag,
+    Grammar,
+    Integer,
+    KeyValues,
+    Name,
+    Names,
+    Nodes,
+    Seconds,
+    StdStreams,
+    Text,
+)
+from ice_notebook.options import Surface, Table, option
+
+RANKS, CODE, FAILURES, OUTPUT, MEETING = "Devices and ranks", "What runs", "Failures and time", "Output", "Rendezvous"
+MAGICS = frozenset({Surface.CELL, Surface.LINE})
+CELL_ONLY = frozenset({Surface.CELL})
+
+
+class DeviceText(Grammar):
+    """The grammar of `devices`, which lives in `devices`."""
+
+    allowed = "auto, cpu, cuda or a list of them such as cuda:0,1, cuda:0-2,7, cuda:* or cpu:0-3"
+    placeholder = "DEVICES"
+    words = d.KINDS
+
+    def parse(self, text: str) -> d.Devices:
+        return d.parse_devices(text)
+
+    def convert(self, value: Any) -> d.Devices:
+        return d.convert_devices(value)
+
+    def complete(self, text: str) -> list[str]:
+        return d.complete(text, d.inventory(look_for_gpus=not text.startswith("cpu")))
+
+
+def _arguments(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (tuple, list)):
+        raise TypeError
+    return tuple(value)
+
+
+def _keywords(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError
+    return dict(value)
+
+
+# Each repr is the text of what was given; two objects are compared by nobody, and comparing tensors in `args` would raise.
+@dataclass(frozen=True, eq=False, repr=False)
+class LaunchOptions:
+    """What was asked of a launch. Every value is checked and converted when it is given; the machine is not looked at."""
+
+    devices: d.Devices | None = option(
+        None,
+        "Which devices the ranks use: one rank for each device of a list, one rank for a kind alone.",
+        grammar=DeviceText(),
+        group=RANKS,
+        shown="the choice made in the device picker, else auto",
+        example="cuda:0,1",
+    )
+    nproc_per_node: int | str | None = option(
+        None,
+        "Number of ranks: the first N devices of a kind; with a list, N ranks take its devices in turn. "
+        "`gpu` and `cpu` count what this machine has, `auto` the GPUs if there are any.",
+        grammar=Integer(1, d.MOST_RANKS, words=("auto", "cpu", "gpu")),
+        group=RANKS,
+        shown="as many as devices says",
+        example="2",
+    )
+    nnodes: tuple[int, int] = option(
+        "1:1",
+        "Number of nodes, or a range MIN:MAX of it; this version launches on one node.",
+        grammar=Nodes(),
+        group=RANKS,
+        shown="1:1",
+        example="1",
+    )
+    dist_backend: str = option(
+        "auto",
+        "Backend of the process group; `auto` is nccl for GPUs, and gloo for the CPU, for GPUs that ranks share and for MIG instances.",
+        grammar=Backend(),
+        group=RANKS,
+        example="gloo",
+    )
+    dist_init: str = option(
+        "auto",
+        "Whether the process group is made before the function starts; with `no` the function does it, or goes without.",
+        grammar=Choice("auto", "no", same={"true": "auto", "yes": "auto", "false": "no"}),
+        group=RANKS,
+        example="no",
+    )
+    omp_num_threads: int | None = option(
+        None,
+        "Threads of each rank on the CPU, set as `OMP_NUM_THREADS` in the ranks and never in the notebook.",
+        grammar=Integer(1),
+        group=RANKS,
+        shown="1 when there are several ranks and the variable is not set, as torchrun does",
+        example="4",
+    )
+    function: str | None = option(
+        None,
+        "Name of the function to launch.",
+        grammar=Name(),
+        group=CODE,
+        surfaces=CELL_ONLY,
+        shown="the function that ends the cell, else the whole cell",
+        example="train",
+    )
+    args: tuple[Any, ...] | None = option(
+        None,
+        "Positional arguments of the function: a Python expression over the notebook.",
+        grammar=Expression("a tuple or list of the arguments, such as (model,) or [model, 3]", _arguments),
+        group=CODE,
+        surfaces=CELL_ONLY,
+        shown="the launcher, when the function takes one argument and neither args nor kwargs is given",
+        example="(3, 'x')",
+    )
+    kwargs: dict[str, Any] | None = option(
+        None,
+        "Keyword arguments of the function: a Python expression over the notebook.",
+        grammar=Expression("a dict with names as keys, such as dict(lr=0.1)", _keywords),
+        group=CODE,
+        surfaces=CELL_ONLY,
+        shown="none",
+        example="dict(lr=0.1)",
+    )
+    env: dict[str, str] = option(
+        {},
+        "Environment variables of the ranks, over those of the notebook; may be given several times. "
+        "A part without `=` belongs to the value before it.",
+        grammar=KeyValues(commas_in_values=True),
+        group=CODE,
+        shown="none",
+        example="NCCL_DEBUG=INFO",
+        is_repeatable=True,
+    )
+    by_value: tuple[str, ...] = option(
+        (),
+        "Local packages that are sent to the ranks as they are in the notebook's memory, rather than imported there from disk.",
+        grammar=Names(),
+        group=CODE,
+        shown="none",
+        example="mypackage",
+    )
+    output: str | None = option(
+        None,
+        "Notebook variable that the run is bound to, before the first process starts.",
+        grammar=Name(),
+        group=CODE,
+        surfaces=MAGICS,
+        short="o",
+        shown="none; the cell's value is the run in any case",
+        example="run",
+    )
+    background: bool = option(
+        False,
+        "Let the cell return at once; the panel stays live and the run is the cell's value.",
+        grammar=Flag(),
+        group=CODE,
+        surfaces=MAGICS,
+        example="true",
+    )
+    max_restarts: int = option(
+        0,
+        "Times the whole worker group is started again after a failure.",
+        grammar=Integer(0),
+        group=FAILURES,
+        example="2",
+    )
+    monitor_interval: float = option(
+        0.1,
+        "Seconds between two looks at the group's membership; failures and results are seen at once, whatever it is.",
+        grammar=Seconds(or_zero=False),
+        group=FAILURES,
+        note="ice-learn's default was 5 s.",
+        example="0.5",
+    )
+    timeout: float | None = option(
+        None,
+        "Seconds after which the run is stopped and counts as failed.",
+        grammar=Seconds(or_zero=False),
+        group=FAILURES,
+        shown="no limit",
+        example="3600",
+    )
+    grace: float = option(
+        5.0,
+        "Seconds that a rank has to clean up after it was asked to stop, before it is killed.",
+        grammar=Seconds(or_zero=True),
+        group=FAILURES,
+        note="torch gives 30 s.",
+        example="10",
+    )
+    start_method: str = option(
+        "spawn",
+        "How ranks are started: `spawn` starts fresh interpreters.",
+        grammar=Choice(
+            "spawn",
+            refused={
+                "fork": "forking a notebook kernel copies its locks but not the threads that hold them, and about one launch in 200 "
+                "would hang; use spawn.",
+                "forkserver": "it comes in a later version; use spawn.",
+            },
+        ),
+        group=FAILURES,
+        note="`fork` is refused, because forking a process with threads hangs about one launch in 200; `forkserver` comes later.",
+        example="spawn",
+    )
+    redirects: int | dict[int, int] = option(
+        "0",
+        "Which streams go to a file of their own (`stdout.log`, `stderr.log`) and are not shown: a number for all ranks, or one for each "
+        "local rank.",
+        grammar=StdStreams(),
+        group=OUTPUT,
+        short="r",
+        shown="0",
+        example="0:1,1:2",
+    )
+    tee: int | dict[int, int] = option(
+        "0",
+        "Which streams go to a file of their own and are shown too, written like `redirects`; between two teed streams the order shown is "
+        "that of arrival.",
+        grammar=StdStreams(),
+        group=OUTPUT,
+        short="t",
+        shown="0",
+        example="3",
+    )
+    log_dir: str | None = option(
+        None,
+        "Folder in which the run's folder `<rdzv_id>_<run_id>` is made; it is never pruned.",
+        grammar=Text("the path of a folder", placeholder="PATH"),
+        group=OUTPUT,
+        shown="the user's cache, which keeps the newest 20 runs",
+        example="logs",
+    )
+    ui: str = option(
+        "auto",
+        "How the run is shown: a live panel, plain lines, or not at all.",
+        grammar=Choice("auto", "widget", "text", "none"),
+        group=OUTPUT,
+        shown="auto, which is the panel where there is a notebook and text elsewhere",
+        example="text",
+    )
+    role: str = option(
+        "default",
+        "Name of the workers' role, which they see as `ROLE_NAME`.",
+        grammar=Text("a name on one line"),
+        group=OUTPUT,
+        example="trainer",
+    )
+    rdzv_id: str = option(
+        "none",
+        "Name of the worker group, which begins the name of the run's folder under `log_dir`.",
+        grammar=Text("a word without blanks and slashes", r"[^\s/\0]+"),
+        group=MEETING,
+        shown="the word none",
+        example="experiment7",
+    )
+    rdzv_backend: str = option(
+        "static",
+        "How agents find each other; on one node there is one agent, and `static` and `c10d` are the same.",
+        grammar=Choice(
+            "static",
+            "c10d",
+            refused=dict.fromkeys(("etcd", "etcd-v2"), "it joins several nodes, and this version launches on one; leave it out."),
+        ),
+        group=MEETING,
+        example="c10d",
+    )
+    rdzv_endpoint: str = option(
+        "",
+        "Where agents meet, as HOST:PORT; on one node the host is this one.",
+        grammar=Text(
+            "HOST or HOST:PORT, such as localhost:29401", r"(|(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]{1,5})?)", placeholder="HOST:PORT"
+        ),
+        group=MEETING,
+        shown="a free port of this machine",
+        note="Ports 29400 and 29500, which torch takes by default, are never taken unless named.",
+        example="localhost:29401",
+    )
+    rdzv_configs: dict[str, str] = option(
+        {},
+        "Further settings of the rendezvous.",
+        grammar=KeyValues(),
+        group=MEETING,
+        aliases=("rdzv_conf",),
+        shown="none",
+        note="Also written `rdzv_conf`, as torchrun does.",
+        example="timeout=60",
+    )
+    standalone: bool = option(
+        False,
+        "Say that this node is alone, which sets the other rendezvous options aside.",
+        grammar=Flag(),
+        group=MEETING,
+        example="true",
+    )
+    node_rank: int = option(
+        0, "Number of this node.", grammar=Integer(0), group=MEETING, note="With one node it is 0.", example="0"
+    )
+    master_addr: str = option(
+        "127.0.0.1",
+        "Address at which the ranks meet; on one node it is the loopback.",
+        grammar=Text("a host name or an IP address", r"\[[0-9A-Fa-f:]+\]|[\w.:-]+", placeholder="HOST"),
+        group=MEETING,
+        example="localhost",
+    )
+    master_port: int | None = option(
+        None,
+        "Port at which the ranks meet.",
+        grammar=Integer(0, 65535),
+        group=MEETING,
+        shown="a free one",
+        note="torch takes 29500.",
+        example="29501",
+    )
+
+    def __post_init__(self) -> None:
+        """Convert what was given, so that a wrong value is refused where it is given."""
+        for each in TABLE:
+            object.__setattr__(self, each.name, each.convert(getattr(self, each.name)))
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any], surface: Surface = Surface.PYTHON) -> LaunchOptions:
+        """Return the options that names and Python values say. Dashes, aliases and texts are as good as on a magic's line.
+
+        Raises:
+            OptionError: a name is not an option of this surface, or a value is not one that it takes.
+            DeviceError: the devices cannot be read.
+        """
+        return cls(**TABLE.convert(asked, surface))
+
+    def changed(self, **asked: Any) -> LaunchOptions:
+        """Return the options with some of them changed, as `of` reads them."""
+        return dataclasses.replace(self, **TABLE.convert(asked, Surface.PYTHON))
+
+    def asked(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults."""
+        return {
+            each.name: value
+            for each in TABLE
+            if (value := getattr(self, each.name)) is not (default := _DEFAULTS[each.name]) and value != default
+        }
+
+    def __repr__(self) -> str:
+        """Return the call that makes these options."""
+        return f"LaunchOptions({', '.join(f'{name}={self._written(name, value)}' for name, value in self.asked().items())})"
+
+    @staticmethod
+    def _written(name: str, value: Any) -> str:
+        text = TABLE.options[name].grammar.format(value)
+        return text if TABLE.options[name].grammar.is_expression else repr(text)
+
+    def validate(self) -> LaunchOptions:
+        """Return these options if they go together. The machine is not looked at.
+
+        Raises:
+            OptionError: two of them contradict each other, or ask for what this version cannot do.
+        """
+        _refuse_other_nodes(self)
+        _refuse_two_ports(self)
+        _refuse_environment(self)
+        return self
+
+    @property
+    def meeting_port(self) -> int:
+        """Return the port that was asked for the ranks to meet at; 0 is any free one."""
+        if self.standalone:
+            return 0
+        return self.master_port or _host_and_port(self.rdzv_endpoint)[1]
+
+    def resolve_devices(self, inventory: d.Inventory, picked: d.Devices | None = None) -> d.ResolvedDevices:
+        """Return the device of each rank on a machine. `picked` is used when `devices` was not given.
+
+        Raises:
+            DeviceError: the machine does not have them.
+        """
+        return d.resolve(self.devices or picked, inventory, nproc_per_node=self.nproc_per_node, dist_backend=self.dist_backend)
+
+    def meeting_place(self) -> tuple[str, int]:
+        """Return address and port of the ranks' store; port 0 is any free one."""
+        port = self.master_port or 0
+        if self.rdzv_endpoint and not self.standalone:
+            host, endpoint_port = _host_and_port(self.rdzv_endpoint)
+            return _numeric(host), endpoint_port or port
+        return _numeric(self.master_addr), port
+
+
+_SCRIPTS = "scripts and modules come in a later version; call the script's function from a cell."
+LATER = {
+    "script": _SCRIPTS,
+    "module": _SCRIPTS,
+    "m": _SCRIPTS,
+    "no_python": _SCRIPTS,
+    "run_path": _SCRIPTS,
+    "use_env": "it concerns scripts, which come in a later version; ranks have `LOCAL_RANK` and the like in their environment.",
+    "detach": "runs that outlive their notebook come later; `background` lets the cell return at once.",
+    "debug": "the debugger of a rank comes later; a failed rank's traceback is in the panel.",
+    "notify": "notifications come later.",
+    "when_busy": "waiting for free devices comes later; the launch starts at once.",
+    "standby": "ranks that are started in advance come later.",
+    "preload": "ranks that are started in advance, with modules loaded, come later.",
+}
+TABLE = Table(LaunchOptions, later=LATER)
+_DEFAULTS = {each.name: each.convert(each.default) for each in TABLE}
+
+# The launcher or torch's agent sets these for each rank.
+_RANK_VARIABLES = frozenset(
+    {
+        "RANK",
+        "LOCAL_RANK",
+        "GROUP_RANK",
+        "ROLE_RANK",
+        "ROLE_NAME",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_WORLD_SIZE",
+        "ROLE_WORLD_SIZE",
+    }
+    | {"MASTER_ADDR", "MASTER_PORT"}
+)
+_ONE_NODE = "this version launches on one node, this machine; leave it out."
+
+
+def help_text(surface: Surface) -> str:
+    """Return the help of `%%elastic_launch?` and its kin."""
+    return f"{_HELP_HEADS[surface]}\n\n{TABLE.help_text(surface)}"
+
+
+_HOW_TO_WRITE = """\
+Options are written name=value or --name value; dashes and underscores are equal. A flag is on by
+its name alone, and off by flag=false. Quotes and brackets keep blanks together. A bare word may be
+a variable of the notebook (devices=picker), and {expression} is evaluated."""
+_HELP_HEADS = {
+    Surface.CELL: f"""\
+%%elastic_launch [option=value ...]
+
+Run the cell on several ranks under torch's elastic agent, and show their output and their results
+below it. If the cell ends with a function definition, that function is launched; otherwise every
+rank runs the whole cell. The cell's value is the Run: run.results[0] is what rank 0 returned.
+
+    %%elastic_launch devices=cuda:0,1 max_restarts=1 -o run
+    def train(launcher):
+        ...
+
+{_HOW_TO_WRITE}""",
+    Surface.LINE: f"%elastic_launch [option=value ...]\n\n{_HOW_TO_WRITE}",
+    Surface.PYTHON: """\
+ElasticLauncher(devices, option=value, ...).freeze()(function, *args, **kwargs)
+
+Run the function on several ranks under torch's elastic agent. Values are Python values, or texts
+as the magic takes them.""",
+    Surface.CLI: f"python -m ice_notebook launch [option=value ...]\n\n{_HOW_TO_WRITE}",
+}
+
+
+# ---- what goes together ------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_other_nodes(options: LaunchOptions) -> None:
+    """Refuse, by name, each option that describes more nodes than this one."""
+    if options.nnodes[1] != 1:
+        raise OptionError.refused("nnodes", Nodes().format(options.nnodes), _ONE_NODE)
+    if options.node_rank != 0:
+        raise OptionError.refused("node_rank", options.node_rank, _ONE_NODE)
+    if not _is_loopback(options.master_addr):
+        raise OptionError.refused("master_addr", options.master_addr, f"its ranks meet on the loopback address, and {_ONE_NODE}")
+    if options.standalone:
+        return  # as torch does: whatever the rendezvous options say is not used
+    if options.rdzv_endpoint and not _is_loopback(_host_and_port(options.rdzv_endpoint)[0]):
+        raise OptionError.refused(
+            "rdzv_endpoint", options.rdzv_endpoint, f"its ranks meet on the loopback address, and {_ONE_NODE}"
+        )
+    if options.rdzv_configs.get("rank", "0") != "0":
+        raise OptionError.refused("rdzv_configs", f"rank={options.rdzv_configs['rank']}", _ONE_NODE)
+
+
+def _is_loopback(host: str) -> bool:
+    return host.strip("[]") in {"localhost", "::1", "0:0:0:0:0:0:0:1"} or host.startswith("127.")
+
+
+def _numeric(host: str) -> str:
+    """Return a loopback host as an address: no host name is looked up on the way of a launch."""
+    return "127.0.0.1" if host == "localhost" else host.strip("[]")
+
+
+def _host_and_port(endpoint: str) -> tuple[str, int]:
+    """Return the host and the port of an endpoint; 0, any free port, when it names none."""
+    bracketed, _, rest = endpoint.rpartition("]")
+    host, _, port = rest.partition(":")
+    return bracketed.strip("[") or host, int(port or 0)
+
+
+def _refuse_two_ports(options: LaunchOptions) -> None:
+    port = _host_and_port(options.rdzv_endpoint)[1]
+    if port and options.master_port and port != options.master_port and not options.standalone:
+        raise OptionError.conflict(
+            f"rdzv_endpoint={options.rdzv_endpoint}",
+            f"master_port={options.master_port}",
+            "they name two ports for one meeting place; give one.",
+        )
+
+
+def _refuse_environment(options: LaunchOptions) -> None:
+    """Refuse variables that the launcher sets: what the user asked for would silently not be done."""
+    for name in options.env:
+        if name in _RANK_VARIABLES or name.startswith("TORCHELASTIC_"):
+            raise OptionError.refused("env", name, "the launcher sets it for each rank; leave it out.")
+    if options.env.get("CUDA_VISIBLE_DEVICES"):
+        raise OptionError.refused(
+            "env", "CUDA_VISIBLE_DEVICES", "it is set from the chosen devices; choose them with devices=cuda:…."
+        )
+    if options.omp_num_threads is not None and "OMP_NUM_THREADS" in options.env:
+        raise OptionError.conflict("omp_num_threads", "env=OMP_NUM_THREADS", "they set the same variable; give one.")

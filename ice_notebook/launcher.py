@@ -1,0 +1,261 @@
+"""`ElasticLauncher`: options around a launch, with the behaviour of ice-learn's launcher, and the way from a task to a running `Run`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ice_notebook import context, machine, notebook, pickles, store
+from ice_notebook.agents import AgentProcess
+from ice_notebook.cell import BodyTask, FunctionTask
+from ice_notebook.descriptions import describe_text
+from ice_notebook.errors import CellError, FrozenError, LaunchError
+from ice_notebook.launch_options import TABLE, LaunchOptions
+from ice_notebook.options import Surface
+from ice_notebook.planning import check_platform, make_plan
+from ice_notebook.run import Run
+from ice_notebook.store import RunFolder
+from ice_notebook.watching import open_view, watch
+
+if TYPE_CHECKING:
+    import torch
+
+_ARGUMENT_CHARACTERS = 40  # of each argument, in the name of what runs
+
+
+class ElasticLauncher(context.Context):
+    """Launches functions on the ranks that its options describe.
+
+    Options are given by keyword, or by item until `freeze()`, which checks them together and locks them. Calling an unfrozen launcher
+    freezes it.
+
+        launcher = ElasticLauncher("cuda:0,1", max_restarts=2).freeze()
+        run = launcher(train, launcher, epochs=3)     # waits, raises RunFailed
+        run = launcher.start(train, launcher)         # returns at once
+
+    Passed to the function, or mentioned in it, it arrives as the rank's own: `launcher.rank`, `launcher.assigned_device` and so on. In the
+    notebook itself these answer as one process, rank 0 of 1.
+    """
+
+    def __init__(self, devices: Any = None, **options: Any) -> None:
+        """Take options by their names in `docs/options.md`.
+
+        Raises:
+            OptionError: an option is unknown, or its value is not one that it takes.
+            DeviceError: the devices cannot be read.
+        """
+        self._asked: dict[str, Any] = {}
+        self._options: LaunchOptions | None = None
+        if devices is not None:
+            self["devices"] = devices
+        for name, value in options.items():
+            self[name] = value
+
+    # ---- options
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if self._options is not None:
+            raise FrozenError.option(name)
+        self._asked.update(TABLE.convert({name: value}, Surface.PYTHON))
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.options, TABLE.find(name, Surface.PYTHON).name)
+
+    def update(self, options: Mapping[str, Any] | None = None, **more: Any) -> None:
+        """Set several options."""
+        for name, value in {**(options or {}), **more}.items():
+            self[name] = value
+
+    def clone(self) -> ElasticLauncher:
+        """Return an unfrozen launcher with the same options."""
+        made = ElasticLauncher()
+        made._asked = dict(self._asked)
+        return made
+
+    def freeze(self) -> ElasticLauncher:
+        """Check the options together, lock them, and return the launcher. A second time changes nothing.
+
+        Raises:
+            OptionError: two of them contradict each other, or ask for what this version cannot do.
+        """
+        if self._options is None:
+            self._options = LaunchOptions.of(self._asked).validate()
+        return self
+
+    @property
+    def options(self) -> LaunchOptions:
+        """Return the options as they stand."""
+        return self._options if self._options is not None else LaunchOptions.of(self._asked)
+
+    # ---- launching
+
+    def __call__(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Run:
+        """Run a function on every rank, show it, wait, and return the finished run.
+
+        Raises:
+            RunFailed: a rank failed; the error has the run as `.run`.
+            KeyboardInterrupt: the run was stopped.
+            PayloadError: something that the function needs cannot be sent to the ranks.
+            LaunchError, DeviceError, OptionError: it cannot be started as asked.
+        """
+        __tracebackhide__ = True
+        task = _function_task(function, args, kwargs)
+        return self.launch(task, _name_of_call(function, args, kwargs), waits=True)
+
+    def start(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Run:
+        """Run a function on every rank, and return at once with the run; `run.result()` waits. Raises as a call does, but for the outcome."""
+        task = _function_task(function, args, kwargs)
+        return self.launch(task, _name_of_call(function, args, kwargs), waits=False)
+
+    def launch(
+        self, task: FunctionTask | BodyTask, name: str, *, waits: bool, on_run: Callable[[Run], None] = lambda _: None
+    ) -> Run:
+        """Launch a task; magics and command line come this way too. `on_run` gets the run before its first process starts."""
+        __tracebackhide__ = True
+        if context.is_rank():
+            raise LaunchError.in_rank(context.RankContext().rank)
+        check_platform()
+        options = self.freeze().options
+        with _prepare_run(options, task, name) as run:
+            on_run(run)
+            view = open_view(run, options.ui, waits=waits)
+            run._start(lambda: AgentProcess(run.plan, RunFolder(run.folder)))
+        if waits:
+            watch(run, view)
+        return run
+
+    # ---- what it answers outside ranks
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Return the physical names of the devices that a launch would use now, one a rank."""
+        return tuple(rank.name for rank in self.options.resolve_devices(_inventory(self.options)).ranks)
+
+    @property
+    def dist_backend(self) -> str:
+        """Return the backend that the ranks' process group would have."""
+        return self.options.resolve_devices(_inventory(self.options)).dist_backend
+
+    @property
+    def max_restarts(self) -> int:
+        """Return how often the worker group may be started again."""
+        return self.options.max_restarts
+
+    @property
+    def rdzv_id(self) -> str:
+        """Return the rendezvous id."""
+        return self.options.rdzv_id
+
+    @property
+    def role_name(self) -> str:
+        """Return the role of the ranks."""
+        return self.options.role
+
+    @property
+    def assigned_device(self) -> torch.device:
+        """Return the device of the eager process: the current GPU, else the CPU."""
+        return context.EagerContext().assigned_device
+
+    @property
+    def eager_mode(self) -> bool:
+        """Return True: this is no rank."""
+        return True
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value}" for name, value in self._written())
+        return f"ElasticLauncher({given})"
+
+    def _written(self) -> Iterator[tuple[str, str]]:
+        for name in self._asked:
+            yield name, LaunchOptions._written(name, getattr(self.options, name))
+
+
+# ---- from a task to a run ----------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: str) -> Iterator[Run]:
+    """Yield a run that has everything but an agent; if it does not get one, nothing of it is left.
+
+    Whatever can be refused is refused before the first file is made.
+    """
+    _clean_up_once()
+    devices = options.resolve_devices(_inventory(options))
+    prepared = pickles.prepare(
+        task,
+        devices=pickles.DeviceTensors.TO_ASSIGNED if devices.device_type == "cuda" else pickles.DeviceTensors.REFUSE,
+        by_value=options.by_value,
+        main_globals=notebook.namespace(),
+        names=_names_of(task),
+    )
+    files = prepared.source_files | ({task.file_name} if isinstance(task, BodyTask) else set())
+    run_id = store.new_run_id()
+    folder = RunFolder.create(run_id, log_dir=options.log_dir, rdzv_id=options.rdzv_id)
+    try:
+        plan = make_plan(
+            options, devices, run_id=run_id, name=name, kind="body" if isinstance(task, BodyTask) else "function", folder=folder
+        )
+        shared = store.make_shared_dir(run_id)
+        places = [shared / "payload", folder.payload_file] if shared is not None else [folder.payload_file]
+        try:
+            folder.sources_file.write_text(json.dumps(notebook.cell_sources(files)))
+            payload = prepared.write_first(places)
+            plan = store.with_places(plan, payload=payload, shared=shared)
+            folder.write_plan(plan)
+        except OSError as error:
+            raise LaunchError.payload(error) from error
+        yield Run(plan, folder)
+    except BaseException:
+        folder.discard()
+        store.remove_shared_dir(run_id)
+        raise
+
+
+def _inventory(options: LaunchOptions) -> machine.Inventory:
+    is_cpu = options.devices is not None and options.devices.kind == "cpu"
+    return machine.inventory(look_for_gpus=not is_cpu)
+
+
+def _function_task(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> FunctionTask:
+    """Return a call as a task, refusing arguments that the function does not take."""
+    if not callable(function):
+        raise CellError.not_callable(function)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin does not always say
+        return FunctionTask(function, args, kwargs)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CellError.arguments(getattr(function, "__name__", "the function"), error) from None
+    return FunctionTask(function, args, kwargs)
+
+
+def _names_of(task: FunctionTask | BodyTask) -> dict[str, Any]:
+    """Return the parts of a task by the names that an error should use for them."""
+    if isinstance(task, BodyTask):
+        return task.names
+    names: dict[str, Any] = {getattr(task.function, "__name__", "function"): task.function}
+    names |= {f"args[{i}]": argument for i, argument in enumerate(task.args)}
+    return names | {f"kwargs[{name!r}]": argument for name, argument in task.kwargs.items()}
+
+
+def _name_of_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Return what runs, as a person would write it: `train(launcher, epochs=3)`."""
+    written = [_written_argument(argument) for argument in args]
+    written += [f"{name}={_written_argument(argument)}" for name, argument in kwargs.items()]
+    return f"{getattr(function, '__name__', type(function).__name__)}({', '.join(written)})"
+
+
+def _written_argument(argument: Any) -> str:
+    return "launcher" if isinstance(argument, context.Context) else describe_text(argument, limit=_ARGUMENT_CHARACTERS)
+
+
+@functools.cache
+def _clean_up_once() -> None:
+    """See to what earlier kernels have left, at this one's first launch."""
+    store.clean_up()

@@ -1,0 +1,262 @@
+"""What the kernel keeps of a run's output: the newest lines of each rank, numbered, for views that read at their own pace.
+
+The files in the run folder keep everything. Lines of a rank are counted from 0 over all attempts, also those that were skipped: a view sees
+a gap in the numbers, and thereby how much it is not shown. Feeding and reading may happen in different threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ice_notebook.terminal import REDRAWN, Terminal, is_plain, plain_text
+
+RING_LINES = 5_000
+RING_CHARACTERS = 2_000_000  # of a rank; 5,000 lines of 94 characters need a quarter
+# Redrawn and coloured output costs some 5 MB/s to read: of what comes between two reads, only the end is worth that.
+PENDING_BYTES = 64 * 1024
+BLOCK_LINES = 250  # output that comes line by line is kept in blocks of about this size
+NOTE = "\x01"  # begins a line that we wrote; no line of a program can hold it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one read gives at most. Each rank with news gives its last line, however long that is."""
+
+    rank_lines: int = 200
+    rank_bytes: int = 64 * 1024
+    bytes: int = 256 * 1024
+
+
+TICK = Limits()
+REPLAY = Limits(rank_lines=2_000, rank_bytes=256 * 1024, bytes=1024 * 1024)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive lines of a rank. They replace what was known under their numbers; a gap before them was skipped."""
+
+    rank: int
+    first: int
+    lines: tuple[str, ...]
+
+    @property
+    def end(self) -> int:
+        """Return the number after the last line."""
+        return self.first + len(self.lines)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one read gives, by rank and then by line number."""
+
+    chunks: tuple[Chunk, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.chunks)
+
+
+class Cursor:
+    """How far a view has read: the number of the first line of each rank that it has not, or that changed since."""
+
+    def __init__(self) -> None:
+        self.next: dict[int, int] = {}
+
+
+@dataclass
+class _RankLog:
+    attempt: int
+    terminal: Terminal = field(default_factory=Terminal)
+    blocks: deque[tuple[int, list[str]]] = field(default_factory=deque)  # finished lines by their first number
+    n_lines: int = 0
+    n_characters: int = 0
+    pending: bytearray = field(default_factory=bytearray)  # output that is read when somebody asks
+    changed: int = 0  # lowest number that changed since the cursors were told
+
+    @property
+    def end(self) -> int:
+        return self.terminal.end
+
+    def feed(self, data: bytes) -> None:
+        if not self.pending and is_plain(data):
+            self._read(data)
+            return
+        self.pending += data
+        if len(self.pending) > 2 * PENDING_BYTES:
+            self._cut()
+
+    def settle(self) -> None:
+        """Read what is pending."""
+        if self.pending:
+            data = bytes(self.pending)
+            self.pending.clear()
+            self._read(data)
+
+    def restart(self, newlines: int = 0, note: str = "") -> None:
+        """Finish all lines, leave out as many as the lost output had newlines, and go on with an empty terminal."""
+        self._keep(self.terminal.first, self.terminal.live())
+        # The first newline that was lost ended the line that had begun.
+        first = self.terminal.end + newlines - (newlines > 0 and not self.terminal.is_waiting)
+        if note:
+            self._keep(first, [NOTE + note])
+            first += 1
+        self.terminal = Terminal(first)
+
+    def read(self, first: int, limits: Limits, rank_bytes: int) -> list[tuple[int, list[str]]]:
+        """Return the newest lines from a number on, as runs of consecutive ones, oldest first."""
+        runs: list[tuple[int, list[str]]] = []
+        room_lines, room_bytes = limits.rank_lines, rank_bytes
+        for start, lines in self._runs_backwards():
+            if start + len(lines) <= first:
+                break
+            wanted = lines[max(0, first - start, len(lines) - room_lines) :]
+            size = 0
+            n = 0
+            for line in reversed(wanted):
+                size += len(line) if line.isascii() else len(line.encode(errors="replace"))
+                if size > room_bytes and (runs or n):
+                    break
+                n += 1
+            if n:
+                runs.append((start + len(lines) - n, lines[len(lines) - n :]))
+            room_lines -= n
+            room_bytes -= size
+            if n < len(wanted) or room_lines <= 0 or room_bytes <= 0:
+                break
+        merged: list[tuple[int, list[str]]] = []
+        for start, lines in reversed(runs):
+            if merged and merged[-1][0] + len(merged[-1][1]) == start:
+                merged[-1] = (merged[-1][0], merged[-1][1] + lines)
+            else:
+                merged.append((start, lines))
+        return merged
+
+    def _runs_backwards(self) -> Iterator[tuple[int, list[str]]]:
+        if live := self.terminal.live():
+            yield self.terminal.first, live
+        yield from reversed(self.blocks)
+
+    def _read(self, data: bytes) -> None:
+        first = self.terminal.first
+        self._keep(first, self.terminal.feed(data))
+        self.changed = min(self.changed, self.terminal.changed)
+
+    def _keep(self, first: int, lines: list[str]) -> None:
+        if not lines:
+            return
+        if len(lines) > RING_LINES:
+            first += len(lines) - RING_LINES
+            lines = lines[-RING_LINES:]
+        last, known = self.blocks[-1] if self.blocks else (0, [])
+        if known and len(known) < BLOCK_LINES and last + len(known) == first:
+            known += lines
+        else:
+            self.blocks.append((first, lines))
+        self.n_lines += len(lines)
+        self.n_characters += sum(map(len, lines))
+        while len(self.blocks) > 1 and (self.n_lines > RING_LINES or self.n_characters > RING_CHARACTERS):
+            _, gone = self.blocks.popleft()
+            self.n_lines -= len(gone)
+            self.n_characters -= sum(map(len, gone))
+
+    def _cut(self) -> None:
+        """Drop the older part of what is pending, up to the end of a line, and count its lines."""
+        cut = len(self.pending) - PENDING_BYTES
+        end = self.pending.find(b"\n", cut) + 1
+        if not end:
+            # One endless line, or a progress bar: all its states are the same line.
+            end = self.pending.find(b"\r", cut) + 1 or cut
+        lines = self.pending.count(b"\n", 0, end)
+        del self.pending[:end]
+        if lines:
+            self.restart(lines)
+
+
+class RunLogs:
+    """The output of a run's ranks, as far as the kernel keeps it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ranks: dict[int, _RankLog] = {}
+        self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
+
+    def feed(self, attempt: int, rank: int, data: bytes, missed: int = 0) -> None:
+        """Take the next bytes of a rank. `missed` lines before them were left out by the sender.
+
+        A new attempt begins with a note; what still comes of an old one is left to its file.
+        """
+        with self._lock:
+            log = self._ranks.get(rank)
+            if log is None:
+                log = self._ranks[rank] = _RankLog(attempt)
+                if attempt:
+                    log.restart(note=f"attempt {attempt + 1}")
+            elif attempt < log.attempt:
+                return
+            elif attempt > log.attempt:
+                log.attempt = attempt
+                log.settle()
+                log.restart(note=f"attempt {attempt + 1}")
+            if missed:
+                log.settle()
+                log.restart(missed)
+            log.feed(data)
+
+    def cursor(self) -> Cursor:
+        """Return a cursor for a view that has read nothing yet."""
+        with self._lock:
+            cursor = Cursor()
+            self._cursors.add(cursor)
+            return cursor
+
+    def delta(self, cursor: Cursor, limits: Limits = TICK) -> Delta:
+        """Return what is new since the cursor, and move it to the end of every rank. What is beyond the limits is skipped, oldest first."""
+        with self._lock:
+            self._settle()
+            delta = self._read(cursor.next, limits)
+            cursor.next = {rank: log.end for rank, log in self._ranks.items()}
+            return delta
+
+    def since(self, first: Mapping[int, int], limits: Limits = REPLAY) -> Delta:
+        """Return the newest lines from a number on for each rank; a rank that is not named gives all it has."""
+        with self._lock:
+            self._settle()
+            return self._read(first, limits)
+
+    def tail(self, rank: int, n: int) -> list[str]:
+        """Return the last lines of a rank's newest attempt as plain text, without lines that were drawn over, such as progress bars."""
+        with self._lock:
+            self._settle()
+            log = self._ranks.get(rank)
+            if log is None:
+                return []
+            found: list[str] = []
+            for _, lines in log._runs_backwards():
+                for line in reversed(lines):
+                    if line.startswith(NOTE) or len(found) == n:
+                        return found[::-1]
+                    if line.startswith(REDRAWN) or (not found and not line.strip()):
+                        continue
+                    found.append(plain_text(line))
+            return found[::-1]
+
+    def _settle(self) -> None:
+        for rank, log in self._ranks.items():
+            log.settle()
+            for cursor in self._cursors:
+                cursor.next[rank] = min(cursor.next.get(rank, 0), log.changed)
+            log.changed = log.end
+
+    def _read(self, first: Mapping[int, int], limits: Limits) -> Delta:
+        news = [rank for rank in sorted(self._ranks) if self._ranks[rank].end > first.get(rank, 0)]
+        rank_bytes = min(limits.rank_bytes, limits.bytes // max(1, len(news)))
+        return Delta(
+            tuple(
+                Chunk(rank, start, tuple(lines))
+                for rank in news
+                for start, lines in self._ranks[rank].read(first.get(rank, 0), limits, rank_bytes)
+            ),
+        )

@@ -1,0 +1,136 @@
+"""`%%elastic_launch`: the text of a cell and its magic's line to a launch, and tab completion of that line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand, output_can_be_silenced
+
+from ice_notebook import cell as cells
+from ice_notebook.cell import BodyTask, Cell, FunctionTask
+from ice_notebook.errors import CellError, IceNotebookError, OptionError
+from ice_notebook.launch_options import TABLE, help_text
+from ice_notebook.launcher import ElasticLauncher, _function_task, _name_of_call
+from ice_notebook.line import complete_line, read_line, wants_help
+from ice_notebook.options import Surface
+from ice_notebook.run import Run
+
+_MAGIC = "%%elastic_launch"
+
+
+@magics_class
+class ElasticMagics(Magics):
+    """The magics of ice_notebook."""
+
+    @no_var_expand
+    @output_can_be_silenced
+    @line_cell_magic
+    def elastic_launch(self, line: str, cell: str | None = None) -> Run | None:
+        __tracebackhide__ = True
+        if wants_help(line):
+            print(help_text(Surface.CELL))  # noqa: T201 - what was asked for
+            return None
+        if cell is None:
+            raise OptionError.later("%elastic_launch", "scripts and modules come later; begin the cell with %%elastic_launch.")
+        try:
+            return self._launch(line, cell)
+        except IceNotebookError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    elastic_launch.__doc__ = help_text(Surface.CELL)
+
+    def _launch(self, line: str, text: str) -> Run:
+        __tracebackhide__ = True
+        asked = read_line(line, TABLE, self.shell.user_ns, Surface.CELL)
+        launcher = ElasticLauncher(**asked).freeze()
+        read = self._read_cell(text)
+        task, name = self._task(read, launcher)
+        options = launcher.options
+
+        def bind(run: Run) -> None:
+            if options.output is not None:
+                self.shell.user_ns[options.output] = run
+
+        return launcher.launch(task, name, waits=not options.background, on_run=bind)
+
+    def _read_cell(self, text: str) -> Cell:
+        """Return the cell under the name and the line numbers that a person sees: the magic's line is line 1."""
+        source = "\n" + self.shell.transform_cell(text)
+        # The number of the cell that runs; `execution_count` is one ahead in IPython 9.
+        number = self.shell.displayhook.prompt_count
+        file_name = self.shell.compile.cache(source, number, raw_code=f"{_MAGIC}\n{text}")
+        return cells.read_cell(source, file_name, f"Cell In[{number}]", flags=self.shell.compile.flags)
+
+    def _task(self, cell: Cell, launcher: ElasticLauncher) -> tuple[FunctionTask | BodyTask, str]:
+        __tracebackhide__ = True
+        options = launcher.options
+        name = options.function or cell.last_function
+        if name is None:
+            if options.args is not None or options.kwargs is not None:
+                raise CellError.body_arguments()
+            cells.check_body(cell)
+            names = {**self.shell.user_ns, "launcher": launcher}
+            return cell.body_task(names), "cell"
+        cells.check_definition(cell)
+        cell.define(self.shell.user_ns)
+        function = self._function(name)
+        args, kwargs = options.args or (), options.kwargs or {}
+        if options.args is None and options.kwargs is None:
+            args = cells.arguments_for(function, launcher)
+        return _function_task(function, args, kwargs), _name_of_call(function, args, kwargs)
+
+    def _function(self, name: str) -> Any:
+        namespace = self.shell.user_ns
+        if name not in namespace:
+            raise CellError.not_defined(name, [known for known in namespace if callable(namespace[known])])
+        if not callable(namespace[name]):
+            raise CellError.no_function(name, namespace[name])
+        return namespace[name]
+
+
+def load(shell: Any) -> None:
+    """Register the magics with a shell, and what helps with typing them."""
+    shell.register_magics(ElasticMagics)
+    if keep_empty_body not in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.append(keep_empty_body)
+    if not any(getattr(matcher, "ice_notebook", False) for matcher in shell.Completer.custom_matchers):
+        shell.Completer.custom_matchers.append(_matcher(shell))
+
+
+def unload(shell: Any) -> None:
+    """Take back what `load` has registered."""
+    for kind in shell.magics_manager.magics.values():
+        kind.pop("elastic_launch", None)
+    if keep_empty_body in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.remove(keep_empty_body)
+    matchers = shell.Completer.custom_matchers
+    matchers[:] = [matcher for matcher in matchers if not getattr(matcher, "ice_notebook", False)]
+
+
+def keep_empty_body(lines: list[str]) -> list[str]:
+    """Give our magic a body of one newline where there is none.
+
+    IPython refuses a cell magic without a body by itself, and by an error after which the cell counts as passed.
+    """
+    if len(lines) == 1 and lines[0].startswith(_MAGIC) and not lines[0].rstrip().endswith("?"):
+        return [lines[0].rstrip("\n") + "\n", "\n"]
+    return lines
+
+
+def _matcher(shell: Any) -> Any:
+    @context_matcher(identifier="ice_notebook", priority=100)
+    def complete(typing: CompletionContext) -> SimpleMatcherResult:
+        first = typing.full_text.split("\n", 1)[0]
+        if typing.cursor_line != 0 or not first.startswith(_MAGIC + " "):
+            return {"completions": []}
+        typed = first[len(_MAGIC) + 1 : typing.cursor_position]
+        fragment, candidates = complete_line(typed, TABLE, shell.user_ns, Surface.CELL)
+        return {
+            "completions": [SimpleCompletion(text, type="option" if text.endswith("=") else "value") for text in candidates],
+            "matched_fragment": fragment,
+            "suppress": True,
+        }
+
+    complete.ice_notebook = True
+    return complete

@@ -1,0 +1,298 @@
+"""Values in one file: cloudpickle with its buffers beside the stream, mapped by the reader; used in the kernel and in ranks.
+
+`value_files` owns the file, `tensors` what of a tensor's memory goes into it, `refusals` the words for what cannot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import pickle
+import sys
+import threading
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from ice_notebook.errors import OptionError, PayloadError
+from ice_notebook.refusals import CannotTravel, Kind, explain_refusal, kind_of_class
+from ice_notebook.tensors import DeviceTensors, Dumper, Loader, Segment, load_storage
+from ice_notebook.value_files import PART_SUFFIX, PIECE_BYTES, Layout, map_privately, read_layout, write_file, write_first_file
+
+__all__ = ["PART_SUFFIX", "DeviceTensors", "Prepared", "Written", "dump", "load", "prepare"]
+
+IN_BAND_BYTES = 1024  # a smaller buffer goes into the stream: it is copied, and keeps no mapping alive
+
+
+@dataclass(frozen=True)
+class Written:
+    """A value that was written: the size of its file, and the source files of the functions and classes pickled by value in it."""
+
+    size_bytes: int
+    source_files: frozenset[str]
+
+
+def dump(
+    value: object,
+    path: str | os.PathLike[str],
+    *,
+    devices: DeviceTensors,
+    by_value: Sequence[str] = (),
+    main_globals: dict[str, Any] | None = None,
+    names: Mapping[str, object] | None = None,
+) -> Written:
+    """Write a value into one file; see `prepare` and `Prepared.write`."""
+    prepared = prepare(value, devices=devices, by_value=by_value, main_globals=main_globals, names=names)
+    prepared.write(path)
+    return Written(prepared.size_bytes, prepared.source_files)
+
+
+def prepare(
+    value: object,
+    *,
+    devices: DeviceTensors,
+    by_value: Sequence[str] = (),
+    main_globals: dict[str, Any] | None = None,
+    names: Mapping[str, object] | None = None,
+) -> Prepared:
+    """Return a value pickled and ready to be written, its large buffers not copied: it is written as it is at the time of writing.
+
+    Args:
+        value: what to pickle.
+        devices: what becomes of tensors that are not on the CPU.
+        by_value: packages and modules whose functions and classes are shipped as they are here, not imported there.
+        main_globals: the notebook's variables: functions that have them as their globals have those of `__main__` where they are
+            loaded, and what is pickled of them by value is found there under its name.
+        names: parts of the value by the names to use in an error's sentence, in the order to search them; else `value` is its name.
+
+    Raises:
+        PayloadError: something in it cannot be pickled; its `refusal` says what, where, and what to do.
+        OptionError: a module of `by_value` cannot be imported.
+    """
+    pickler = _Pickler(devices, main_globals)
+    try:
+        with _shipped_by_value(by_value):
+            pickler.dump((value, pickler.main_names))
+    except (OptionError, MemoryError):
+        raise
+    except Exception as error:
+        refusal = explain_refusal(error, pickler.last, names=names or {"value": value}, by_value=by_value)
+        raise PayloadError.holds(refusal) from (None if isinstance(error, CannotTravel) else error)
+    return Prepared(pickler.stream.parts, pickler.buffers, pickler.storages.segments(), frozenset(pickler.source_files))
+
+
+def load(path: str | os.PathLike[str], *, device: str | None = None) -> Any:
+    """Return the value of a file: its large parts are mapped, and read when they are touched.
+
+    Args:
+        path: a file that `dump` or `Prepared` wrote; it may be unlinked afterwards.
+        device: where tensors arrive that were on another device than the CPU with `DeviceTensors.TO_ASSIGNED`; None keeps them on the
+            CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ResultError: the file is not a whole one of ours.
+    """
+    with open(path, "rb") as file:
+        layout = read_layout(file, path)
+        memory = map_privately(file, layout.starts[-1])
+        inner, outer = layout.starts[: len(layout.buffer_sizes)], layout.starts[len(layout.buffer_sizes) : -1]
+        buffers = (memory[start : start + size] for start, size in zip(inner, layout.buffer_sizes, strict=True))
+        file.seek(layout.starts[-1])
+        return _Unpickler(file, buffers, Loader(memory, layout.segments, outer, device)).load()[0]
+
+
+class Prepared:
+    """A pickled value that knows its size, with its buffers where they were."""
+
+    def __init__(
+        self,
+        stream: Sequence[bytes | bytearray],
+        buffers: Sequence[memoryview],
+        segments: Sequence[Segment],
+        source_files: frozenset[str],
+    ) -> None:
+        self.source_files = source_files
+        self._stream = stream
+        self._buffers = buffers
+        self._segments = segments
+        sizes = tuple(buffer.nbytes for buffer in buffers)
+        self._layout = Layout(sizes, tuple(segment.row for segment in segments), sum(map(len, stream)))
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size that the file will have."""
+        return self._layout.size_bytes
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file and return its path: whole, readable by its owner alone, in place of an older one.
+
+        Raises:
+            OSError: it could not be written, ENOSPC when there is no room. Nothing is left behind then.
+        """
+        write_file(path, self._layout, self._parts)
+        return Path(path)
+
+    def write_first(self, paths: Sequence[str | os.PathLike[str]]) -> Path:
+        """Write the file to the first of the paths that has room for it, and return that path.
+
+        All but the last are taken to be on shared memory, of which a share is left free. One that cannot be written is passed over.
+
+        Raises:
+            OSError: the last path's error, ENOSPC when there is no room. Nothing is left behind then.
+        """
+        return write_first_file(paths, self._layout, self._parts)
+
+    def _parts(self) -> Iterator[Iterable[memoryview]]:
+        yield from ((buffer,) for buffer in self._buffers)
+        yield from (segment.pieces(PIECE_BYTES) for segment in self._segments)
+        yield map(memoryview, self._stream)
+
+
+# ---- pickling ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """What the pickler writes to: keeps its pieces as they come, so that a large `bytes` is not copied."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes | bytearray] = []
+
+    def write(self, data: Any) -> int:
+        self.parts.append(data if isinstance(data, (bytes, bytearray)) else bytes(data))
+        return len(data)
+
+
+class _MainGlobals(dict[str, Any]):
+    """Stands for the notebook's variables in a stream: loaded, it is the variables of `__main__` there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _main_globals, ()
+
+
+class _MainNames:
+    """The notebook's own functions and classes that were pickled by value, bound in `__main__` again when they are loaded.
+
+    Without that, what pickles them by reference there, as a DataLoader worker does with an item, would not find them.
+    """
+
+    def __init__(self, main_globals: dict[str, Any] | None) -> None:
+        self.main_globals = main_globals or {}
+        self.found: dict[str, Any] = {}
+
+    def add(self, value: Any) -> None:
+        name = value.__name__
+        if self.main_globals.get(name) is value:
+            self.found[name] = value
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled last, and asked only then: by now all names are known.
+        return _bind_in_main, (self.found,)
+
+
+def _main_globals() -> dict[str, Any]:
+    return vars(sys.modules["__main__"])
+
+
+def _bind_in_main(found: dict[str, Any]) -> None:
+    if found:
+        _main_globals().update(found)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
+    def __init__(self, devices: DeviceTensors, main_globals: dict[str, Any] | None) -> None:
+        self.stream = _Stream()
+        self.buffers: list[memoryview] = []
+        super().__init__(self.stream, protocol=5, buffer_callback=self._keep_buffer)
+        self.storages = Dumper(devices)
+        self.main_names = _MainNames(main_globals)
+        self.source_files: set[str] = set()
+        self.last: object = None  # what is being reduced: when pickling fails, the object that it failed at
+        self._kinds: dict[type, Kind | None] = {}
+        if main_globals is not None:
+            _use_main_globals(self, main_globals)
+
+    def _keep_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        raw = buffer.raw()
+        if raw.nbytes <= IN_BAND_BYTES:
+            return True
+        self.buffers.append(raw)
+        return False
+
+    def reducer_override(self, value: Any) -> Any:
+        self.last = value
+        kind = type(value)
+        if kind not in self._kinds:
+            self._kinds[kind] = kind_of_class(kind)
+        refused = self._kinds[kind]
+        if refused is not None:
+            return _reduce_standard_stream(value, refused)
+        if self.storages.handles(value):
+            return self.storages.reduce(value)
+        if kind is types.CodeType:
+            # Every function that goes by value comes by here, also those in a class.
+            self.source_files.add(value.co_filename)
+            return NotImplemented
+        reduced = super().reducer_override(value)
+        if reduced is not NotImplemented and isinstance(value, (type, types.FunctionType)):
+            self.main_names.add(value)
+        return reduced
+
+
+def _reduce_standard_stream(value: object, kind: Kind) -> tuple[Any, ...]:
+    for name in ("stdout", "stderr"):
+        if value is getattr(sys, name) or value is getattr(sys, f"__{name}__"):
+            return getattr, (sys, name)
+    raise CannotTravel(value, kind)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, buffers: Iterable[memoryview], storages: Loader) -> None:
+        super().__init__(file, buffers=buffers)
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == load_storage.__module__ and name == load_storage.__name__:
+            return self._storages.storage
+        return super().find_class(module, name)
+
+
+def _use_main_globals(pickler: Any, main_globals: dict[str, Any]) -> None:
+    """Let functions that have the notebook's variables as their globals have those of `__main__` where they are loaded.
+
+    `globals_ref` is cloudpickle's own record of the globals it has met, by their id, each with what to pickle in their place (3.0 to
+    3.1). Without it they would have a dictionary of their own, with what they refer to in it: only what they assign is not seen then.
+    """
+    record = getattr(pickler, "globals_ref", None)
+    if isinstance(record, dict):
+        record[id(main_globals)] = _MainGlobals()
+
+
+# cloudpickle's register is one for the process: while one pickles with a module in it, another must not take the module out again.
+_REGISTER_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def _shipped_by_value(names: Sequence[str]) -> Iterator[None]:
+    if not names:
+        yield
+        return
+    modules = [_import(name) for name in names]
+    with _REGISTER_LOCK, contextlib.ExitStack() as undo:
+        for module in modules:
+            if module.__name__ not in cloudpickle.list_registry_pickle_by_value():
+                cloudpickle.register_pickle_by_value(module)
+                undo.callback(cloudpickle.unregister_pickle_by_value, module)
+        yield
+
+
+def _import(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise OptionError.not_a_module("by_value", name, error) from None

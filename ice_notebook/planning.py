@@ -1,0 +1,85 @@
+"""From what was asked to what will be done: `LaunchOptions` and this machine to a `Plan`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+
+from ice_notebook import agents, processes
+from ice_notebook import protocol as p
+from ice_notebook.devices import ResolvedDevices
+from ice_notebook.environment import rank_environment
+from ice_notebook.errors import LaunchError
+from ice_notebook.grammars import streams_of_rank
+from ice_notebook.launch_options import LaunchOptions
+from ice_notebook.store import RunFolder
+
+
+def check_platform() -> None:
+    """Refuse to launch where ranks could not be kept track of.
+
+    Raises:
+        LaunchError: this system is not Linux, or too old to know pidfds (5.3).
+    """
+    if not sys.platform.startswith("linux") or not hasattr(os, "pidfd_open"):
+        raise LaunchError.platform(sys.platform)
+
+
+def make_plan(options: LaunchOptions, devices: ResolvedDevices, *, run_id: str, name: str, kind: str, folder: RunFolder) -> p.Plan:
+    """Return the plan of a run that starts now: with the kernel's present folder, module path and environment.
+
+    Raises:
+        LaunchError: the working directory or the interpreter is gone.
+    """
+    try:
+        cwd = os.getcwd()
+    except OSError as error:
+        raise LaunchError.working_directory(error) from error
+    interpreter = agents.interpreter()
+    if not os.access(interpreter, os.X_OK):
+        raise LaunchError.interpreter(interpreter)
+    address, port = options.meeting_place()
+    return p.Plan(
+        run_id=run_id,
+        name=name,
+        kind=kind,
+        folder=str(folder.path),
+        payload=str(folder.payload_file),
+        sources=str(folder.sources_file),
+        ranks=tuple(
+            p.RankPlan(
+                local_rank=local_rank,
+                device=device.name,
+                assigned_device=device.assigned_device,
+                visible_devices=device.visible_devices,
+                redirects=p.Std(streams_of_rank(options.redirects, local_rank)),
+                tee=p.Std(streams_of_rank(options.tee, local_rank)),
+            )
+            for local_rank, device in enumerate(devices.ranks)
+        ),
+        devices=devices.text,
+        device_type=devices.device_type,
+        dist_backend=devices.dist_backend,
+        dist_init=options.dist_init == "auto",
+        max_restarts=options.max_restarts,
+        monitor_interval=options.monitor_interval,
+        start_method=options.start_method,
+        role=options.role,
+        rdzv_id=options.rdzv_id,
+        rdzv_backend=options.rdzv_backend,
+        master_addr=address,
+        master_port=port,
+        grace=options.grace,
+        timeout=options.timeout,
+        marker=secrets.token_hex(8),
+        environment=rank_environment(
+            os.environ, n_ranks=len(devices.ranks), omp_num_threads=options.omp_num_threads, extra=options.env
+        ),
+        cwd=cwd,
+        sys_path=tuple(entry for entry in sys.path if isinstance(entry, str)),
+        umask=agents.current_umask(),
+        interpreter=interpreter,
+        kernel_pid=os.getpid(),
+        kernel_started=processes.start_time(os.getpid()) or 0.0,
+    )

@@ -1,0 +1,216 @@
+"""Processes from the outside: whose they are, what they use, how they are ended. Used by the agent and by the kernel.
+
+No process is ever ended by its name. A run's processes are known by pidfd, and what escaped from them by a marker that everything
+started for the run carries in the environment it was started with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Protocol
+
+import psutil
+
+MARKER = "ICE_NOTEBOOK_MARKER"  # the environment variable; its value is <marker of the run>:<serial of the process>
+
+ACKNOWLEDGE_WAIT_S = 0.2  # a rank that runs Python answers an interrupt in milliseconds
+IDLE_CPU_S = 0.01  # one clock tick: a rank that used no more than this since it was asked is blocked, not computing
+KILL_WAIT_S = 10.0  # SIGKILL needs no consent; a process in uninterruptible sleep may still take a while
+TRACKER_WAIT_S = 0.5  # multiprocessing's resource tracker unlinks a dead rank's semaphores, then leaves by itself
+_SWEEP_INTERVAL_S = 0.01
+_SWEEP_ROUNDS = 50
+
+
+def start_time(pid: int) -> float | None:
+    """Return when a process started, in seconds since the epoch, or None if there is none: pid and start time name a process for good."""
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Return whether the process that had this pid and start time still runs."""
+    now = start_time(pid)
+    if now is None or abs(now - started) > 1.0:
+        return False
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def cpu_time(pid: int) -> float:
+    """Return the seconds of CPU that a process has used, 0 when it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def out_of_memory_kills() -> int:
+    """Return how many processes this machine has killed for want of memory since it started; 0 when it does not say."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as counters:
+            for line in counters:
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        pass  # not Linux, or a hardened /proc
+    return 0
+
+
+# ---- the sweep -----------------------------------------------------------------------------------------------------------------------
+
+
+def find_marked(*markers: str) -> list[int]:
+    """Return the pids of living processes, but this one, that carry one of the markers, alone or with `:serial` behind it."""
+    return [pid for pid in _pids() if pid != os.getpid() and _carries(pid, markers)]
+
+
+def sweep(*markers: str) -> int:
+    """Kill whatever carries one of the markers, whatever its session, group or parent, and return how many processes that were.
+
+    It repeats, because a dying tree may still fork, and works by pidfd, so that a pid taken over by a stranger is never hit. Resource
+    trackers get TRACKER_WAIT_S to clean up after their owners. Orphans that have become children of this process are reaped one by one:
+    a wait for any child would steal the exit codes of others.
+    """
+    killed: set[int] = set()
+    trackers_until = time.monotonic() + TRACKER_WAIT_S
+    for _ in range(_SWEEP_ROUNDS):
+        left = find_marked(*markers)
+        spared = {pid for pid in left if _is_resource_tracker(pid)} if time.monotonic() < trackers_until else set()
+        for pid in left:
+            if pid not in spared and _kill(pid, markers):
+                killed.add(pid)
+        for pid in killed:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        if not left:
+            break
+        time.sleep(_SWEEP_INTERVAL_S)  # the dead leave /proc by themselves; nothing announces it for processes that are not ours
+    return len(killed)
+
+
+def _pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def _carries(pid: int, markers: Collection[str]) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environ:
+            variables = environ.read().split(b"\0")
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            is_zombie = stat.read().rpartition(b")")[2].split()[0] == b"Z"
+    except (OSError, IndexError):  # gone meanwhile, or not ours to read
+        return False
+    prefix = f"{MARKER}=".encode()
+    carried = next((variable.removeprefix(prefix).decode() for variable in variables if variable.startswith(prefix)), None)
+    return not is_zombie and carried is not None and any(carried == marker or carried.startswith(f"{marker}:") for marker in markers)
+
+
+def _is_resource_tracker(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as command:
+            return b"resource_tracker" in command.read()
+    except OSError:
+        return False
+
+
+def _kill(pid: int, markers: Collection[str]) -> bool:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        # Asked again with the pidfd open: from here on the number cannot come to mean another process.
+        if not _carries(pid, markers):
+            return False
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
+    return True
+
+
+# ---- the stop ladder -------------------------------------------------------------------------------------------------------------------
+
+
+class Stoppable(Protocol):
+    """A rank as the ladder sees it. `pidfd` stays open, and the process unreaped, until the ladder is done."""
+
+    pid: int
+    pidfd: int
+
+    @property
+    def has_exited(self) -> bool:
+        """Return whether the process has ended."""
+
+    @property
+    def has_acknowledged(self) -> bool:
+        """Return whether the rank has said that it unwinds after an interrupt."""
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Return whether the user's code runs in it under our interrupt handler."""
+
+
+Wait = Callable[[Callable[[], bool], float], object]
+
+
+def stop_ladder(ranks: Sequence[Stoppable], wait: Wait, *, ask: bool, grace_s: float, is_urgent: Callable[[], bool]) -> None:
+    """End ranks: ask, terminate, kill. Returns when none is left.
+
+    Each rung goes to what the one before left over. Asking is SIGINT to the rank alone, never to its group, whose DataLoader workers
+    inherit the handler; it leaves `grace_s` to unwind. A rank that is blocked in C++ can not answer and is terminated at once, one that
+    computes may still answer. At the end of `grace_s`, or as soon as `is_urgent()`, whole groups are killed.
+
+    Args:
+        ranks: the ranks to end.
+        wait: `wait(condition, timeout_s)` returns when the condition holds or the time is over, whichever is first.
+        ask: begin with an interrupt; without it, with SIGTERM.
+        grace_s: seconds from the first signal to SIGKILL.
+        is_urgent: whether the person behind it has pressed again.
+    """
+    deadline = time.monotonic() + grace_s
+
+    def alive() -> list[Stoppable]:
+        return [rank for rank in ranks if not rank.has_exited]
+
+    def over() -> bool:
+        return is_urgent() or not alive()
+
+    asked = [rank for rank in alive() if ask and rank.can_be_asked]
+    cpu_before = {rank.pid: cpu_time(rank.pid) for rank in asked}
+    for rank in asked:
+        _signal(rank, signal.SIGINT)
+    for rank in alive():
+        if rank not in asked:
+            _signal(rank, signal.SIGTERM)
+    if asked:
+        wait(lambda: over() or all(r.has_acknowledged or r.has_exited for r in asked), ACKNOWLEDGE_WAIT_S)
+        for rank in asked:
+            is_blocked = cpu_time(rank.pid) - cpu_before[rank.pid] <= IDLE_CPU_S
+            if not rank.has_exited and not rank.has_acknowledged and is_blocked:
+                _signal(rank, signal.SIGTERM)
+    wait(over, max(0.0, deadline - time.monotonic()))
+    for rank in alive():
+        kill_group(rank)
+    wait(lambda: not alive(), KILL_WAIT_S)
+
+
+def kill_group(rank: Stoppable) -> None:
+    """Kill a rank and all that stayed in its process group. The rank must not have been reaped, so that its number is still its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(rank.pid, signal.SIGKILL)
+    _signal(rank, signal.SIGKILL)
+
+
+def _signal(rank: Stoppable, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(rank.pidfd, number)

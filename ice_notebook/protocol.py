@@ -1,0 +1,293 @@
+"""What crosses the borders between kernel, agent and ranks, and what the journal holds: frozen structures that are JSON outside.
+
+`Plan` is what will be done. Events are what happened; the agent writes them to the journal and sends them to the kernel. Messages steer.
+Each is one tagged structure, so that `decode_event(encode(event)) == event`. Fields may be added with a default; a field or a tag never
+changes its meaning without a new `VERSION`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, TypeVar
+
+import msgspec
+
+VERSION = 1
+
+
+class Struct(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The base of all structures here: immutable; each says `frozen` and `kw_only` again, which do not inherit."""
+
+
+class Std(enum.IntFlag):
+    """Standard streams, numbered as in torch.distributed.elastic.multiprocessing.Std."""
+
+    NONE = 0
+    OUT = 1
+    ERR = 2
+    ALL = 3
+
+
+# ---- what will be done -------------------------------------------------------------------------------------------------------------
+
+
+class RankPlan(Struct, frozen=True, kw_only=True):
+    """What is settled about one local rank before anything starts."""
+
+    local_rank: int
+    device: str  # the physical name that people see: cuda:2, cpu:0
+    assigned_device: str  # torch's name for it inside the rank: cuda:0, cpu
+    visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES of the rank, None leaves it as it is
+    redirects: Std = Std.NONE
+    tee: Std = Std.NONE
+
+
+class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
+    """All that an agent needs to do a run: written to `plan.json` and sent to the agent. Times are in seconds."""
+
+    version: int = VERSION
+    run_id: str
+    name: str  # what is launched, as a person would say it: train(launcher)
+    kind: str = "function"  # function | body
+    folder: str
+    payload: str  # path of the pickled function with its values
+    sources: str  # path of the cells' texts, for tracebacks
+    shared_dir: str | None = None  # folder on shared memory where values are written as long as there is room
+    ranks: tuple[RankPlan, ...]  # local ranks, in order
+    devices: str  # the chosen devices as one text, cuda:0,2
+    device_type: str  # cpu | cuda
+    dist_backend: str
+    dist_init: bool = True
+    max_restarts: int = 0
+    monitor_interval: float = 0.1
+    start_method: str = "spawn"
+    role: str = "default"
+    rdzv_id: str = "none"
+    rdzv_backend: str = "static"
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    grace: float = 5.0
+    timeout: float | None = None
+    marker: str  # every process of the run carries it in its environment; the sweep finds them by it
+    environment: dict[str, str]  # the ranks' environment, complete
+    cwd: str
+    sys_path: tuple[str, ...]
+    umask: int
+    interpreter: str
+    kernel_pid: int
+    kernel_started: float  # start time of that process, seconds since the epoch as psutil gives it
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of ranks on this node."""
+        return len(self.ranks)
+
+
+class Go(Struct, frozen=True, kw_only=True):
+    """What the agent tells a rank that is up and waits: who it is, and what to do. Paths are absolute."""
+
+    attempt: int
+    rank: int
+    local_rank: int
+    environment: dict[str, str]  # torch's contract and ours, on top of what the process was started with
+    stdout: str | None = None  # a file or terminal to write to instead of the rank's own terminal
+    stderr: str | None = None
+    cwd: str
+    sys_path: tuple[str, ...]
+    payload: str
+    sources: str  # the cells' texts: {file name: [label, text]} as JSON
+    device: str  # torch's name of the assigned device
+    dist_init: bool
+    dist_backend: str
+    results: tuple[str, ...]  # where the value may be written, the first that has room
+    exception: str
+    error_file: str
+    stacks: str
+
+
+# ---- what happened ------------------------------------------------------------------------------------------------------------------
+
+
+class Frame(Struct, frozen=True, kw_only=True):
+    """One frame of a rank's traceback."""
+
+    where: str  # Cell In[3] | model.py | torch.nn.functional
+    line: int
+    function: str
+    source: str = ""  # the text of the line, without indentation
+    is_users: bool = True  # the user's own code: a cell or a local module
+
+
+class Excerpt(Struct, frozen=True, kw_only=True):
+    """The lines around the failing one."""
+
+    where: str  # Cell In[3]
+    first: int  # number of the first line given
+    lines: tuple[str, ...]
+    failing: int  # number of the failing line
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """How a rank failed. Everything but `exit_code`, `signal` and `traceback` is the same in every repetition of the run."""
+
+    kind: str  # raised | signal | exit
+    headline: str  # one line: ValueError: bad loss
+    type_name: str = ""  # ValueError
+    frames: tuple[Frame, ...] = ()  # outermost first, trimmed to the user's frames and what they called
+    excerpt: Excerpt | None = None
+    traceback: str = ""  # the whole traceback as the rank would have printed it
+    exit_code: int | None = None  # negative: ended by that signal
+    is_communication: bool = False  # a broken connection: usually the echo of another rank's failure
+    at: float = 0.0  # seconds since the epoch, the rank's clock
+
+
+class Value(Struct, frozen=True, kw_only=True):
+    """A rank's return value, described on the rank. The value itself lies in the file `path`."""
+
+    path: str
+    size_bytes: int
+    type_name: str
+    text: str  # its repr, bounded, addresses replaced
+    html: str = ""  # its _repr_html_, when it has one and it is small
+
+
+class RankStart(Struct, frozen=True, kw_only=True):
+    """A rank of an attempt, as it was started."""
+
+    rank: int
+    local_rank: int
+    device: str
+    pid: int
+    node: int = 0
+
+
+class Event(Struct, frozen=True, kw_only=True, tag_field="event"):
+    """The base of all events. `at` is in seconds since the epoch."""
+
+    at: float
+
+
+class RunBegun(Event, frozen=True, kw_only=True, tag="run_begun"):
+    """The journal's first event: an agent has taken the plan."""
+
+    agent_pid: int
+    agent_started: float
+    version: int = VERSION
+
+
+class AttemptBegun(Event, frozen=True, kw_only=True, tag="attempt_begun"):
+    """The worker group is started. Attempts are counted by us from 0; `restart_count` is torch's."""
+
+    attempt: int
+    restart_count: int
+    world_size: int
+    ranks: tuple[RankStart, ...]
+    start: str = ""  # how the ranks came about: cold
+
+
+class RankRunning(Event, frozen=True, kw_only=True, tag="rank_running"):
+    """A rank has accepted its work: from here on its end is the run's affair."""
+
+    attempt: int
+    rank: int
+
+
+class RankReturned(Event, frozen=True, kw_only=True, tag="rank_returned"):
+    """A rank's function returned and its value is written."""
+
+    attempt: int
+    rank: int
+    value: Value
+
+
+class ValueLost(Event, frozen=True, kw_only=True, tag="value_lost"):
+    """A rank's function returned, and its value could not be written."""
+
+    attempt: int
+    rank: int
+    reason: str  # one sentence that names rank and object
+
+
+class RankFailed(Event, frozen=True, kw_only=True, tag="rank_failed"):
+    """A rank raised or died."""
+
+    attempt: int
+    rank: int
+    failure: Failure
+
+
+class RankExited(Event, frozen=True, kw_only=True, tag="rank_exited"):
+    """A rank's process is gone, and all that it printed is in its log. A negative code is the signal that ended it."""
+
+    attempt: int
+    rank: int
+    exit_code: int
+    note: str = ""  # a crash after the value was written, say
+
+
+class AttemptFailed(Event, frozen=True, kw_only=True, tag="attempt_failed"):
+    """The worker group failed, and `root` is the rank that did so first."""
+
+    attempt: int
+    root: int
+    restarting: bool
+
+
+class StopAsked(Event, frozen=True, kw_only=True, tag="stop_asked"):
+    """The run is being stopped."""
+
+    reason: str  # stop | kill | interrupt | timeout | kernel gone | signal
+
+
+class Outcome(enum.Enum):
+    """How a run ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
+    """No process of the run is left."""
+
+    outcome: Outcome
+    reason: str = ""  # why it was stopped, or why it failed when no rank did
+    swept: int = 0  # processes that had to be found by the marker
+
+
+AnyEvent = (
+    RunBegun
+    | AttemptBegun
+    | RankRunning
+    | RankReturned
+    | ValueLost
+    | RankFailed
+    | RankExited
+    | AttemptFailed
+    | StopAsked
+    | RunEnded
+)
+
+replace = msgspec.structs.replace  # a structure with some fields changed
+_encoder = msgspec.json.Encoder()
+_event_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyEvent)
+T = TypeVar("T")
+
+
+def encode(value: object) -> bytes:
+    """Return a structure as one line of JSON, without a newline."""
+    return _encoder.encode(value)
+
+
+def decode_event(line: bytes) -> Any:
+    """Return the event of one line of a journal.
+
+    Raises:
+        msgspec.DecodeError: the line is not a whole event, as after a crash in the middle of a write.
+    """
+    return _event_decoder.decode(line)
+
+
+def decode(line: bytes, kind: type[T]) -> T:
+    """Return the structure of one line of JSON, checked against its fields."""
+    return msgspec.json.decode(line, type=kind)

@@ -1,0 +1,234 @@
+"""A rank from its first line to its last. Runs in a rank, in the main thread.
+
+The agent starts it by exec with a descriptor of a socketpair, one of a pseudo-terminal and one of a pipe. It gets ready (imports torch),
+waits for `go`, runs the task, writes the value, says so, and leaves.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ice_notebook import protocol as p
+from ice_notebook.frames import Channel
+from ice_notebook.rank import guards
+
+_EXIT_FAILED = 1
+_EXIT_INTERRUPTED = 130  # as a shell says: 128 + SIGINT
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank needs before it knows who it is: given on its command line as JSON."""
+
+    agent_pid: int
+    socket: int  # descriptors that it inherits
+    terminal: int
+    acknowledge: int
+    modules: tuple[str, ...]  # imported before it says that it is ready
+
+
+def main(text: str) -> None:
+    """Be a rank. Never returns."""
+    settings = msgspec.json.decode(text, type=Settings)
+    guards.die_with_agent(settings.agent_pid)
+    guards.take_terminal(settings.terminal)
+    guards.buffer_by_line()
+    for fd in (settings.socket, settings.acknowledge):
+        os.set_inheritable(fd, False)
+    channel = Channel(socket.socket(fileno=settings.socket))
+    sys.argv = [""]
+    began = time.perf_counter()
+    for module in settings.modules:
+        importlib.import_module(module)
+    try:
+        channel.send("ready", import_s=time.perf_counter() - began)
+        frame = channel.receive()
+    except (EOFError, OSError):
+        os._exit(0)  # not needed after all
+    Rank(channel, p.decode(frame.body, p.Go), settings.acknowledge).run()
+
+
+class Rank:
+    """A rank that knows who it is."""
+
+    def __init__(self, channel: Channel, go: p.Go, acknowledge_fd: int) -> None:
+        self._channel = channel
+        self._go = go
+        self._acknowledge_fd = acknowledge_fd
+        self._pid = os.getpid()
+        self._is_asked_to_stop = False
+
+    def run(self) -> None:
+        """Do the work and leave the process."""
+        self._take_place()
+        self._channel.send("accepted")  # from here on this process's end is the run's affair
+        threading.Thread(target=self._watch_agent, name="ice-control", daemon=True).start()
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            code = self._work()
+        except BaseException as error:
+            # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
+            code = self._fail(error)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _leave(code)
+
+    def _take_place(self) -> None:
+        """Become this rank: environment, folder, paths, streams."""
+        go = self._go
+        os.environ.update(go.environment)
+        os.chdir(go.cwd)
+        sys.path[:] = go.sys_path
+        for stream, path in ((sys.stdout, go.stdout), (sys.stderr, go.stderr)):
+            if path is not None:
+                guards.redirect(stream, path)
+        self._stacks = open(go.stacks, "a")  # noqa: SIM115 - faulthandler writes to it for as long as this process lives
+        faulthandler.enable(self._stacks)
+        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True, chain=False)
+
+    def _work(self) -> int:
+        from ice_notebook import pickles  # noqa: PLC0415 - torch must not wait behind it
+        from ice_notebook.rank import shell, spawning, surroundings  # noqa: PLC0415
+        from ice_notebook.rank.process_group import ProcessGroup, use_device  # noqa: PLC0415
+
+        go = self._go
+        guards.spare_resource_trackers()
+        surroundings.make_main_module()
+        surroundings.quiet_prompts()
+        surroundings.show_as_text()
+        shell.install()
+        spawning.pickle_by_value()
+        self._labels = surroundings.take_sources(go.sources)
+        use_device(go.device)
+        task = pickles.load(Path(go.payload), device=go.device)
+        self._channel.send("loaded")
+        group = ProcessGroup()
+        group.give_way()
+        if go.dist_init:
+            group.init(go.dist_backend)
+        try:
+            value = task.run()
+        except SystemExit as error:
+            if error.code not in {None, 0}:
+                raise
+            value = None
+        self._return(value)
+        group.destroy()
+        return 0
+
+    def _return(self, value: Any) -> None:
+        """Write the value and tell of it; a value that cannot be written is told of as well, and the rank has returned all the same."""
+        from ice_notebook import descriptions, pickles  # noqa: PLC0415
+        from ice_notebook.errors import PayloadError, ResultError  # noqa: PLC0415
+
+        go = self._go
+        try:
+            prepared = pickles.prepare(value, devices=pickles.DeviceTensors.TO_HOST, names={"result": value})
+            path = prepared.write_first([Path(result) for result in go.results])
+        except PayloadError as error:
+            reason = ResultError.cannot_send(go.rank, error.refusal) if error.refusal is not None else error
+            self._tell("value_lost", reason=str(reason))
+            return
+        except OSError:
+            self._tell("value_lost", reason=str(ResultError.no_room(go.rank, prepared.size_bytes)))
+            return
+        type_name, text, html = descriptions.describe(value)
+        told = p.Value(path=str(path), size_bytes=prepared.size_bytes, type_name=type_name, text=text, html=html)
+        self._tell("returned", p.encode(told))
+
+    def _fail(self, error: BaseException) -> int:
+        """Tell how the work ended when it did not return, and return the exit code."""
+        if self._is_asked_to_stop and isinstance(error, KeyboardInterrupt):
+            self._tell("stopped")
+            return _EXIT_INTERRUPTED
+        from ice_notebook import tracebacks  # noqa: PLC0415
+
+        code = _exit_code(error)
+        failure = tracebacks.failure_from_exception(error, getattr(self, "_labels", {}), at=time.time())
+        failure = msgspec.structs.replace(failure, exit_code=code)
+        # Told before anything that takes time: siblings notice the broken connection at once, and the first report counts.
+        self._tell("failed", p.encode(failure))
+        with contextlib.suppress(OSError):
+            print(failure.traceback, file=sys.stderr, flush=True)
+        self._keep(error, failure)
+        return code
+
+    def _keep(self, error: BaseException, failure: p.Failure) -> None:
+        """Leave what others look for: torch's error file, and the exception itself for the kernel's `__cause__`."""
+        reply = {
+            "message": failure.headline,
+            "extraInfo": {"py_callstack": failure.traceback, "timestamp": str(int(failure.at))},
+        }
+        with contextlib.suppress(OSError):
+            Path(self._go.error_file).write_text(json.dumps({"message": reply}))
+        from ice_notebook import pickles  # noqa: PLC0415
+
+        error.__traceback__ = None
+        error.__cause__ = error.__context__ = None
+        try:
+            pickles.prepare(error, devices=pickles.DeviceTensors.TO_HOST).write(Path(self._go.exception))
+        except Exception:  # an exception that cannot travel: the failure says what it was
+            return
+
+    def _tell(self, kind: str, body: bytes = b"", **fields: Any) -> None:
+        # An interrupt in the middle would leave half a frame behind.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with contextlib.suppress(OSError):  # the agent is gone, and this process is about to be
+                self._channel.send(kind, body, **fields)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _on_interrupt(self, _signal: int, _frame: object) -> None:
+        if os.getpid() == self._pid:  # a forked child inherits the handler, not the conversation
+            self._is_asked_to_stop = True
+            # Not by the channel, which the interrupted code may just be holding.
+            with contextlib.suppress(OSError):
+                os.write(self._acknowledge_fd, b"!")
+        raise KeyboardInterrupt
+
+    def _watch_agent(self) -> None:
+        """Take the whole process group along when the agent is gone; this process itself the system has been told to kill anyway."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._channel.receive()
+        if os.getpid() == self._pid:
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else _EXIT_FAILED
+    return _EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else _EXIT_FAILED
+
+
+def _leave(code: int) -> None:
+    """End the process after Python-level clean-up, without tearing modules down.
+
+    An interpreter with torch loaded takes half a second for that, and threads of gloo and NCCL may abort in static destructors.
+    """
+    try:
+        threading._shutdown()  # type: ignore[attr-defined] # waits for the user's threads, as the end of any program does
+        atexit._run_exitfuncs()
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # closed by the user's code
+                stream.flush()
+        guards.libc.fflush(None)
+        os._exit(code)
+
+

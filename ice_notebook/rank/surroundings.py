@@ -1,0 +1,68 @@
+"""What the user's code finds around it in a rank: a clean `__main__`, cell sources, no prompt that waits, bars and displays as text."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import linecache
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+
+def make_main_module() -> dict[str, Any]:
+    """Put a fresh module in place of `__main__` and return its globals.
+
+    It has no `__file__` at all: None as a file breaks `inspect.getmodule`, and torch.compile with it.
+    """
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    return main.__dict__
+
+
+def take_sources(path: str) -> dict[str, str]:
+    """Make the cells' texts known to tracebacks, inspect and torch.compile, and return what each file name is called in the notebook."""
+    sources = json.loads(Path(path).read_bytes())
+    for file_name, (_, text) in sources.items():
+        # No modification time: linecache then never asks the file system about a file that does not exist.
+        linecache.cache[file_name] = (len(text), None, text.splitlines(keepends=True), file_name)
+    return {file_name: label for file_name, (label, _) in sources.items()}
+
+
+def quiet_prompts() -> None:
+    """Have `breakpoint()` say a line and go on: there is nobody at the keyboard. `input()` meets an empty standard input by itself."""
+
+    def breakpointhook(*_: object, **__: object) -> None:
+        where = sys._getframe(1)
+        print(f"breakpoint() at {where.f_code.co_name}, line {where.f_lineno}: ignored, a rank has no keyboard", file=sys.stderr)
+
+    sys.breakpointhook = breakpointhook
+
+
+def show_as_text() -> None:
+    """Give ranks the `display` of a notebook as text, and tqdm's notebook bar as an ordinary one."""
+    hinted = False
+
+    def display(*objects: object, **_: object) -> None:
+        nonlocal hinted
+        for shown in objects:
+            print(repr(shown))
+        if not hinted:
+            hinted = True
+            print("(a rank displays text only; return the object to see it in the notebook)")
+
+    builtins.display = display  # type: ignore[attr-defined]
+    sys.modules.setdefault("tqdm.notebook", _OrdinaryBars("tqdm.notebook"))
+
+
+class _OrdinaryBars(types.ModuleType):
+    """Stands in for `tqdm.notebook`, whose bars are widgets; tqdm is imported only when somebody asks."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        from tqdm import std  # noqa: PLC0415
+
+        return {"tqdm": std.tqdm, "tqdm_notebook": std.tqdm, "trange": std.trange, "tnrange": std.trange}[name]

@@ -1,0 +1,412 @@
+"""What happened in a run, as text, as the lines of an error and as a static page: pure functions of the plan, the state and last lines.
+
+All three say the same whenever the same run ends the same way, so that saved notebooks can be compared: ranks in order, no times, pids,
+ids, paths or addresses. A rank that lost its connection because another failed, and one that was stopped before it noticed, differ by
+milliseconds only; both are told as stopped. What is left out here stands in the panel and on the `Run`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from ice_notebook.protocol import Excerpt, Failure, Frame, Plan, Value
+from ice_notebook.safe_html import safe_html
+from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
+
+RANKS_SHOWN = 64
+RESTARTS_SHOWN = 20
+VALUE_LINES = 20  # of a value's text
+SENTENCE_CHARACTERS = 200  # of what is said of one rank among others
+TAIL_LINES = 20
+REPORT_BYTES = 100_000
+VALUE_BYTES = 10_000
+NEWLINE = "\n"  # no backslash in an f-string's expression before Python 3.12
+
+_STOP_WORDS = {
+    "stop": "stopped on request",
+    "kill": "killed on request",
+    "interrupt": "stopped by an interrupt",
+    "timeout": "stopped because its time was over",
+    "kernel gone": "stopped because the kernel ended",
+    "signal": "stopped because its agent was told to end",
+}
+_ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\^_]")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+# ---- sentences ----------------------------------------------------------------------------------------------------------------------
+
+
+def title(plan: Plan, state: RunState) -> str:
+    """Return a run in one line: `Run: succeeded · 2 ranks · cpu:0-1 · restarts 0/3`."""
+    # What has begun is running for a reader: whether every rank has reported by the time that a cell is drawn is a matter of chance.
+    phase = Phase.RUNNING if state.phase is Phase.STARTING else state.phase
+    size = state.attempt.world_size if state.attempt else plan.world_size
+    ranks = "1 rank" if size == 1 else f"{size} ranks"
+    return f"Run: {phase.value} · {ranks} · {plan.devices} · restarts {state.restarts}/{plan.max_restarts}"
+
+
+def failure_sentence(rank: int, failure: Failure) -> str:
+    """Return how a rank failed, and where: `rank 1: ValueError: bad loss (Cell In[3], line 4)`."""
+    where = _place(failure)
+    headline = plain(failure.headline)
+    return f"rank {rank}: {headline} ({where})" if where else f"rank {rank}: {headline}"
+
+
+def rank_sentence(rank: RankState, root: int | None) -> str:
+    """Return what became of a rank when another, `root`, had failed, or when the run was stopped: `stopped because rank 1 failed`."""
+    if rank.phase is RankPhase.RETURNED:
+        if rank.value is None:
+            return plain(rank.lost) or "returned"
+        return f"returned {_one_line(rank.value.text)}"
+    if rank.failure is not None and not _is_echo(rank, root):
+        also = "failed" if root is None else "also failed"
+        return f"{also}: {_one_line(failure_sentence(rank.rank, rank.failure).partition(': ')[2])}"
+    if rank.phase is RankPhase.STOPPED or rank.failure is not None:
+        return "stopped" if root is None else f"stopped because rank {root} failed"
+    return str(rank.phase.value)
+
+
+def cause_of(attempt: Attempt) -> tuple[int, Failure] | None:
+    """Return the rank whose failure is the cause of the others', and that failure; None when no rank of the attempt failed."""
+    failed = {number: rank.failure for number, rank in attempt.ranks.items() if rank.failure is not None}
+    if attempt.root is not None and attempt.root in failed:
+        return attempt.root, failed[attempt.root]
+    # The agent did not live to name one.
+    first = min(failed, key=lambda number: (failed[number].is_communication, failed[number].at, number), default=None)
+    return None if first is None else (first, failed[first])
+
+
+def headline(plan: Plan, state: RunState) -> str:
+    """Return why a run did not succeed, in one line: the failure of its root rank, or what ended it when that was no rank."""
+    cause = _cause(state)
+    if cause is not None:
+        return failure_sentence(*cause)
+    if state.stop_reason == "timeout" and plan.timeout is not None:
+        return f"stopped after timeout={plan.timeout:g} s"
+    words = _STOP_WORDS.get(state.stop_reason) or _STOP_WORDS.get(state.end_reason) or plain(state.end_reason)
+    return words or f"{state.phase.value}, and no rank said why"
+
+
+def restart_sentences(state: RunState) -> list[str]:
+    """Return one line for each restart: `restart 1: rank 2: ValueError: bad loss`, the newest ones when there are many."""
+    lines = []
+    for attempt, following in zip(state.attempts, state.attempts[1:], strict=False):
+        cause = cause_of(attempt)
+        if cause is not None:
+            lines.append(f"restart {following.restart_count}: {_one_line(failure_sentence(*cause))}")
+    hidden = len(lines) - RESTARTS_SHOWN
+    return [f"… {hidden} earlier restarts", *lines[hidden:]] if hidden > 0 else lines
+
+
+def plain(text: str) -> str:
+    """Return a text without colours and without characters that steer a terminal."""
+    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+
+
+def _cause(state: RunState) -> tuple[int, Failure] | None:
+    """Return the failure that the run ended by; a run that was stopped, or whose time was over, ended by none."""
+    if state.attempt is None or state.phase is not Phase.FAILED or state.stop_reason == "timeout":
+        return None
+    return cause_of(state.attempt)
+
+
+def _root(state: RunState) -> int | None:
+    cause = _cause(state)
+    return None if cause is None else cause[0]
+
+
+def _place(failure: Failure) -> str:
+    if failure.excerpt is not None:
+        return f"{failure.excerpt.where}, line {failure.excerpt.failing}"
+    users = [frame for frame in failure.frames if frame.is_users and frame.line > 0]
+    return f"{users[-1].where}, line {users[-1].line}" if users else ""
+
+
+def _is_echo(rank: RankState, root: int | None) -> bool:
+    """Return whether a rank's failure came of another's, or of being stopped."""
+    failure = rank.failure
+    return failure is not None and rank.rank != root and (failure.is_communication or failure.type_name == "KeyboardInterrupt")
+
+
+def _one_line(text: str) -> str:
+    first, _, rest = plain(text[: 10 * SENTENCE_CHARACTERS]).strip().partition("\n")
+    return f"{first[: SENTENCE_CHARACTERS - 1]}…" if rest or len(first) > SENTENCE_CHARACTERS else first
+
+
+def _shown_ranks(state: RunState) -> Iterator[RankState]:
+    for number in sorted(state.ranks)[:RANKS_SHOWN]:
+        yield state.ranks[number]
+
+
+def _more_ranks(state: RunState) -> list[str]:
+    hidden = len(state.ranks) - RANKS_SHOWN
+    return [f"… {hidden} more ranks"] if hidden > 0 else []
+
+
+def _excerpt_lines(excerpt: Excerpt) -> list[str]:
+    lines = []
+    for number, text in enumerate(excerpt.lines, excerpt.first):
+        gutter = f"{number:>7}" if number != excerpt.failing else f"> {number}".rjust(7, "-")
+        lines.append(f"{gutter} {plain(text)}".rstrip())
+    return lines
+
+
+# ---- text ---------------------------------------------------------------------------------------------------------------------------
+
+
+def format_text(plan: Plan, state: RunState) -> str:
+    """Return the text of a run: its title, then, once it has ended, what became of every rank.
+
+    While it runs only the title is given: the rest would differ from one look to the next.
+    """
+    return "\n".join([title(plan, state), *(_text_lines(plan, state) if state.phase.is_final else ())])
+
+
+def _text_lines(plan: Plan, state: RunState) -> Iterator[str]:
+    yield from restart_sentences(state)
+    cause = _cause(state)
+    root = _root(state)
+    if state.phase is not Phase.SUCCEEDED:
+        yield headline(plan, state)
+    if cause is not None and cause[1].excerpt is not None:
+        yield from _excerpt_lines(cause[1].excerpt)
+    for rank in _shown_ranks(state):
+        if state.phase is Phase.SUCCEEDED:
+            yield from _value_lines(rank)
+        elif rank.rank != root:
+            yield _with_rank(rank, rank_sentence(rank, root))
+        if rank.note:
+            yield f"rank {rank.rank}: {plain(rank.note)}"
+    yield from _more_ranks(state)
+
+
+def _value_lines(rank: RankState) -> list[str]:
+    if rank.value is None:
+        return [_with_rank(rank, plain(rank.lost) or rank.phase.value)]
+    start = f"rank {rank.rank}: "
+    lines = plain(rank.value.text).split("\n")
+    if len(lines) > VALUE_LINES:
+        lines[VALUE_LINES:] = [f"… {len(lines) - VALUE_LINES} more lines"]
+    # The lines of a tensor stay below each other.
+    return [start + lines[0], *(" " * len(start) + line for line in lines[1:])]
+
+
+def _with_rank(rank: RankState, sentence: str) -> str:
+    return sentence if re.search(rf"\brank {rank.rank}\b", sentence) and rank.lost else f"rank {rank.rank}: {sentence}"
+
+
+# ---- the cell's error ---------------------------------------------------------------------------------------------------------------
+
+
+def failure_lines(plan: Plan, state: RunState) -> tuple[str, list[str]]:
+    """Return the message of a failed run's exception, and the lines that the cell shows below it.
+
+    The lines are the root rank's traceback with the cell's own source, then a line for each other rank, then the restarts used.
+    """
+    cause = _cause(state)
+    lines: list[str] = []
+    if cause is not None:
+        root, failure = cause
+        if failure.frames:
+            lines += ["", f"Traceback of rank {root} (most recent call last):", *_frame_lines(failure), plain(failure.headline)]
+        elif failure.excerpt is not None:
+            lines += ["", f"{failure.excerpt.where}, line {failure.excerpt.failing}", *_excerpt_lines(failure.excerpt)]
+    others = _others(state)
+    lines += ["", *others] if others else []
+    if plan.max_restarts:
+        lines += ["", f"restarts used: {state.restarts} of {plan.max_restarts}", *restart_sentences(state)]
+    return headline(plan, state), lines
+
+
+def _others(state: RunState) -> list[str]:
+    root = _root(state)
+    return [_with_rank(rank, rank_sentence(rank, root)) for rank in _shown_ranks(state) if rank.rank != root] + _more_ranks(state)
+
+
+def _frame_lines(failure: Failure) -> Iterator[str]:
+    excerpt = failure.excerpt
+    shown = next((f for f in reversed(failure.frames) if excerpt and (f.where, f.line) == (excerpt.where, excerpt.failing)), None)
+    for frame in failure.frames:
+        yield f"  {_frame_title(frame)}"
+        if frame is shown and excerpt is not None:
+            yield from _excerpt_lines(excerpt)
+        elif frame.source and frame.is_users:
+            yield f"    {plain(frame.source)}"
+
+
+def _frame_title(frame: Frame) -> str:
+    if frame.line <= 0:  # the gap in a recursion
+        return frame.where
+    where = f"{frame.where}, line {frame.line}" if frame.is_users else f"{frame.where}:{frame.line}"
+    return plain(where if frame.function in {"", "<module>"} else f"{where}, in {frame.function}")
+
+
+# ---- static page --------------------------------------------------------------------------------------------------------------------
+
+# The first rule hides the report while a panel lives in the same output area. The second hides JupyterLab's "Error displaying widget" for
+# a panel that does not: that message alone puts the widget's class on the output node itself. `:has()` inside `:has()` would make a rule
+# void, and a rule by adjacency would hide what the user printed in between.
+_STYLE = """<style>
+.jp-OutputArea:has(.ice-live) > .jp-OutputArea-child:has(.ice-report),
+.output:has(.ice-live) > .output_area:has(.ice-report) { display: none }
+.jp-OutputArea:has(.ice-report) > .jp-OutputArea-child > .jp-OutputArea-output.jupyter-widgets { display: none }
+.ice-report { font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; color: inherit }
+.ice-report .ice-title { font-weight: 600; margin-bottom: 4px }
+.ice-report .ice-head { font-weight: 600; margin: 8px 0 2px }
+.ice-report .ice-quiet { opacity: 0.75 }
+.ice-report table { border-collapse: collapse; margin: 4px 0; font-size: inherit }
+.ice-report th, .ice-report td { text-align: left; padding: 2px 12px 2px 6px; color: inherit }
+.ice-report pre { margin: 2px 0; padding: 4px 6px; background: transparent; color: inherit; white-space: pre-wrap;
+  overflow-wrap: anywhere; font-family: var(--jp-code-font-family, monospace); font-size: var(--jp-code-font-size, 12px);
+  border-left: 2px solid var(--jp-border-color2, rgba(128, 128, 128, 0.4)) }
+.ice-report .ice-error { color: var(--jp-error-color1, #d84343); font-weight: 600 }
+.ice-report .ice-failing { display: inline-block; min-width: 100%; background: rgba(211, 47, 47, 0.16) }
+.ice-report details { margin: 4px 0 }
+.ice-report summary { cursor: pointer }
+</style>"""
+# The bytes that each part may take; together with the style and the frame around them they stay below REPORT_BYTES.
+_TITLE_BYTES, _RESTART_BYTES, _FAILURE_BYTES, _TABLE_BYTES, _RESULT_BYTES, _TAIL_BYTES = (
+    1_000,
+    6_000,
+    16_000,
+    12_000,
+    32_000,
+    22_000,
+)
+_LINE_BYTES = 1_000
+
+
+def format_html(plan: Plan, state: RunState, tails: Mapping[int, Sequence[str]]) -> str:
+    """Return a run as a static page that hides itself while a live panel stands in the same output, at most 100 kB.
+
+    `tails` are the last lines of each rank's output, finished ones only. Everything is escaped; what values drew of themselves is
+    rewritten (`safe_html`), so that nothing of a rank's can run or reach out of its place.
+    """
+    parts = [_STYLE, _element("div", title(plan, state).replace(" · ", f" · {plan.name} · ", 1), "ice-title", _TITLE_BYTES)]
+    if state.phase.is_final:
+        parts += _within([_element("div", line, "ice-quiet", _LINE_BYTES) for line in restart_sentences(state)], _RESTART_BYTES)
+        parts += _within(_failure_html(plan, state), _FAILURE_BYTES)
+        parts += _table_html(state)
+        parts += _within(_result_html(state), _RESULT_BYTES)
+        parts += _within(_tail_html(tails), _TAIL_BYTES)
+    else:
+        parts.append(
+            '<div class="ice-quiet">It had not ended when this was drawn; the run shows itself again in any later cell.</div>'
+        )
+    return f'<div class="ice-report">{"".join(parts)}</div>'
+
+
+def _table_html(state: RunState) -> list[str]:
+    root = _root(state)
+    rows = []
+    for rank in _shown_ranks(state):
+        word = "stopped" if _is_echo(rank, root) else rank.phase.value
+        cells = (str(rank.rank), rank.device, word, _exit_words(state, rank, root))
+        rows.append("<tr>" + "".join(f"<td>{_escaped(cell, 200)}</td>" for cell in cells) + "</tr>")
+    if not rows:
+        return []
+    head = "<tr><th>rank</th><th>device</th><th>state</th><th>exit</th></tr>"
+    shown = _within(rows, _TABLE_BYTES, more=lambda hidden: f'<tr><td colspan="4">… {hidden} more ranks</td></tr>')
+    return ["<table>", head, *shown, "</table>", *(f'<div class="ice-quiet">{line}</div>' for line in _more_ranks(state))]
+
+
+def _exit_words(state: RunState, rank: RankState, root: int | None) -> str:
+    """Return a rank's exit code, or its note. How a rank was stopped, by which signal, is a matter of chance and is not told."""
+    if rank.note:
+        return plain(rank.note)
+    failed = rank.failure is not None and not _is_echo(rank, root)
+    if rank.exit_code is None or not (failed or state.phase is Phase.SUCCEEDED):
+        return ""
+    try:
+        return str(rank.exit_code) if rank.exit_code >= 0 else signal.Signals(-rank.exit_code).name
+    except ValueError:
+        return f"signal {-rank.exit_code}"
+
+
+def _failure_html(plan: Plan, state: RunState) -> list[str]:
+    if state.phase is Phase.SUCCEEDED:
+        return []
+    parts = [_element("div", headline(plan, state), "ice-error", _LINE_BYTES)]
+    cause = _cause(state)
+    if cause is not None:
+        parts += _place_html(cause[1])
+    return parts + [_element("div", line, "ice-quiet", _LINE_BYTES) for line in _others(state)]
+
+
+def _place_html(failure: Failure) -> Iterator[str]:
+    excerpt = failure.excerpt
+    if excerpt is not None:
+        lines = [_escaped(line, _LINE_BYTES) for line in _excerpt_lines(excerpt)]
+        marked = [
+            f'<span class="ice-failing">{line}</span>' if n == excerpt.failing else line
+            for n, line in enumerate(lines, excerpt.first)
+        ]
+        yield f"<pre>{NEWLINE.join(marked)}</pre>"
+    if failure.frames:
+        text = "\n".join(_frame_title(frame) for frame in failure.frames)
+        yield f"<details><summary>called from</summary>{_element('pre', text, '', 5 * _LINE_BYTES)}</details>"
+
+
+def _result_html(state: RunState) -> list[str]:
+    returned = [rank for rank in _shown_ranks(state) if rank.phase is RankPhase.RETURNED]
+    limit = min(VALUE_BYTES, max(200, (_RESULT_BYTES - 200 * len(returned)) // max(1, len(returned))))
+    return [f"{_result_head(rank)}{_value_html(rank.value, limit) if rank.value else ''}" for rank in returned]
+
+
+def _result_head(rank: RankState) -> str:
+    if rank.value is None:
+        return _element("div", _with_rank(rank, rank.lost or "returned"), "ice-head", _LINE_BYTES)
+    return _element("div", f"rank {rank.rank} returned {rank.value.type_name}", "ice-head", 150)
+
+
+def _value_html(value: Value, limit: int) -> str:
+    # A <div>, and not a cell of a table: nothing that a value may hold can close it.
+    drawn = safe_html(value.html) if value.html else ""
+    if drawn and len(drawn.encode()) <= limit:
+        return f"<div>{drawn}</div>"
+    return _element("pre", value.text, "", limit)
+
+
+def _tail_html(tails: Mapping[int, Sequence[str]]) -> list[str]:
+    ranks = [rank for rank in sorted(tails) if tails[rank]][:RANKS_SHOWN]
+    parts = []
+    for rank in ranks:
+        room = (_TAIL_BYTES - 100 * len(ranks)) // len(ranks)
+        lines = _within([_escaped(line, room // 2) for line in reversed(tails[rank][-TAIL_LINES:])], room - 60, more=lambda _: "…")
+        parts.append(f"<details><summary>last lines of rank {rank}</summary><pre>{NEWLINE.join(reversed(lines))}</pre></details>")
+    return parts
+
+
+def _element(tag: str, text: str, kind: str, limit: int) -> str:
+    start = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
+    return f"{start}{_escaped(text, limit)}</{tag}>"
+
+
+def _escaped(text: str, limit: int) -> str:
+    """Return a text as HTML of at most so many bytes, cut between two characters."""
+    text = plain(text[: 4 * limit])
+    whole = html.escape(text[: limit + 1])
+    if len(text) <= limit and len(whole.encode()) <= limit:
+        return whole
+    low, high = 0, min(len(text), limit)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(html.escape(text[:middle]).encode()) <= limit - 3 else (low, middle - 1)
+    return html.escape(text[:low]) + "…"
+
+
+def _within(
+    parts: Iterable[str], limit: int, *, more: Callable[[int], str] = lambda n: f'<div class="ice-quiet">… {n} more</div>'
+) -> list[str]:
+    """Return as many whole parts as fit, and what `more` says of the number of others."""
+    parts = list(parts)
+    room = limit - 60  # for that
+    for index, part in enumerate(parts):
+        room -= len(part.encode()) + 1
+        if room < 0:
+            return [*parts[:index], more(len(parts) - index)]
+    return parts

@@ -1,0 +1,293 @@
+"""A run as lines of text, for terminals, scripts and `ui=text`: what the ranks print, each line with its rank, and what becomes of the run.
+
+Collecting and printing are apart. The run's thread collects; in a notebook only the thread that runs the cell may print, because what
+another one prints lands below whatever cell runs by then.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, TextIO
+
+from ice_notebook.logs import NOTE, Chunk, Limits, RunLogs
+from ice_notebook.protocol import Plan
+from ice_notebook.report import cause_of, failure_sentence, headline
+from ice_notebook.state import Phase, RunState
+from ice_notebook.terminal import LIVE_LINES, REDRAWN, plain_text
+
+LINES_PER_S = 2_000  # in all; a browser shows some thousands before it begins to stutter
+BYTES_PER_S = 500_000  # a notebook server drops everything above 1 MB/s, other output of the kernel included
+READ_INTERVAL_S = 0.1
+SETTLE_S = 0.2  # a last line that stands this long is taken for whole: most are
+REDRAW_S = 1.0  # between two states of a progress bar
+WAITING_LINES = 10_000  # that nobody has come to print
+
+
+class ViewedRun(Protocol):
+    """What a view needs of a run. `state` is replaced as a whole, so that any thread may read it."""
+
+    @property
+    def plan(self) -> Plan:
+        """Return what is being done."""
+
+    @property
+    def state(self) -> RunState:
+        """Return where the run stands."""
+
+    @property
+    def logs(self) -> RunLogs:
+        """Return the ranks' output."""
+
+
+@dataclass
+class _Line:
+    text: str
+    seen_at: float
+    changed_at: float
+    printed: str | None = None
+    printed_at: float = 0.0
+
+
+@dataclass
+class _Rank:
+    end: int = 0
+    lines: dict[int, _Line] = field(default_factory=dict)  # those that can still change, or are still to be printed
+    skipped: dict[int, int] = field(default_factory=dict)  # by the number of the line that follows
+
+
+class TextView:
+    """Shows one run on one stream.
+
+    `update` is for the run's thread, `flush` for the thread that may print. With `prints=True`, for a terminal, `update` prints as well.
+    """
+
+    def __init__(
+        self, run: ViewedRun, stream: TextIO, *, prints: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._run = run
+        self._stream: TextIO | None = stream
+        self._prints = prints
+        self._clock = clock
+        self._has_colours = stream.isatty()
+        self._collecting = threading.Lock()
+        self._printing = threading.Lock()
+        self._waiting: deque[str] = deque()
+        self._unprinted = 0  # lines that waited too long
+        self._cursor = run.logs.cursor()
+        self._ranks: dict[int, _Rank] = {}
+        self._allowance = _Allowance(clock())
+        self._said: set[object] = set()
+        self._is_over = False
+
+    def update(self) -> float | None:
+        """Collect what is new. Return after how many seconds to call again although nothing changes, or None."""
+        wanted = self._collect()
+        if self._prints:
+            try:
+                self.flush()
+            except (OSError, ValueError):  # the terminal is gone, or somebody closed the stream; the run goes on
+                self._stream = None
+        return wanted
+
+    def flush(self) -> None:
+        """Print what was collected. After the end of the run this prints all that is left."""
+        if self._run.state.phase.is_final:
+            self._collect()
+        # Two locks, because a stream may block as long as it likes, and the run's thread must not wait for it.
+        with self._printing:
+            with self._collecting:
+                lines, hidden = list(self._waiting), self._unprinted
+                self._waiting.clear()
+                self._unprinted = 0
+            if hidden:
+                lines.insert(0, _not_shown(hidden))
+            if lines and self._stream is not None:
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
+
+    def _collect(self) -> float | None:
+        with self._collecting:
+            if self._is_over:
+                return None
+            now = self._clock()
+            # First the state: what ranks printed before they ended is in the logs when the state says that they did.
+            state = self._run.state
+            is_final = state.phase.is_final
+            if is_final or self._allowance.refill(now):
+                notes = self._read()
+            else:
+                notes = {}
+            old, new = self._printable(now, notes, is_final=is_final)
+            restarts = self._news(_restart_lines(self._run.plan, state))
+            self._put(self._news([("opening", _opening(self._run.plan, state))]))
+            self._put([*old, *restarts, *new])
+            self._put(self._news(_end_lines(self._run.plan, state)))
+            self._is_over = is_final
+            return None if is_final else self._wanted(now)
+
+    def _read(self) -> dict[int, int]:
+        """Take over what is new in the logs. Return the number of the first line of the newest attempt for ranks that begin one."""
+        notes: dict[int, int] = {}
+        now = self._clock()
+        for chunk in self._run.logs.delta(self._cursor, self._allowance.limits(max(1, len(self._ranks)))).chunks:
+            rank = self._ranks.setdefault(chunk.rank, _Rank())
+            if chunk.first > rank.end:
+                rank.skipped[chunk.first] = chunk.first - rank.end
+            for number, text in enumerate(chunk.lines, chunk.first):
+                if text.startswith(NOTE):
+                    notes[chunk.rank] = number
+                    continue
+                line = rank.lines.setdefault(number, _Line(text, now, now))
+                if line.text != text:
+                    line.text, line.changed_at = text, now
+            rank.end = max(rank.end, chunk.end)
+            self._allowance.spend(chunk)
+        return notes
+
+    def _printable(self, now: float, notes: dict[int, int], *, is_final: bool) -> tuple[list[str], list[str]]:
+        """Return the lines to be printed, those of ranks' older attempts first."""
+        old: list[str] = []
+        new: list[str] = []
+        for number, rank in sorted(self._ranks.items()):
+            begins = notes.get(number)
+            due = [n for n in sorted(rank.lines) if is_final or self._is_due(rank, n, now) or (begins is not None and n < begins)]
+            # What stands above a line that is printed comes before it: a bar that is full, and is followed by the next epoch's words.
+            last = max((n for n in due if not rank.lines[n].text.startswith(REDRAWN)), default=-1)
+            due = sorted({*due, *(n for n in rank.lines if n < last)})
+            for n in due:
+                into = new if begins is not None and n >= begins else old
+                into += self._labelled(number, self._take(rank, n, now))
+            for n in [n for n, line in rank.lines.items() if n < rank.end - LIVE_LINES and line.printed == line.text]:
+                del rank.lines[n]
+        return old, new
+
+    def _is_due(self, rank: _Rank, number: int, now: float) -> bool:
+        return (wanted := self._due_at(rank, number)) is not None and wanted <= now
+
+    def _due_at(self, rank: _Rank, number: int) -> float | None:
+        """Return when a line is to be printed, None when it was, as it is."""
+        line = rank.lines[number]
+        if line.printed == line.text:
+            return None
+        if number < rank.end - LIVE_LINES:
+            return line.changed_at
+        if line.text.startswith(REDRAWN):
+            return (line.seen_at if line.printed is None else line.printed_at) + REDRAW_S
+        if number < rank.end - 1:
+            return line.changed_at
+        # It may still grow. A row of dots is not printed with each of them.
+        return line.changed_at + SETTLE_S if line.printed is None else line.printed_at + REDRAW_S
+
+    def _take(self, rank: _Rank, number: int, now: float) -> Iterator[str]:
+        line = rank.lines[number]
+        for after in sorted(n for n in rank.skipped if n <= number):
+            yield _not_shown(rank.skipped.pop(after))
+        if line.printed != line.text:
+            text = line.text.removeprefix(REDRAWN)
+            # A bar that wiped itself away leaves a blank line, which says nothing.
+            if text.strip() or not line.text.startswith(REDRAWN):
+                yield self._coloured(text)
+            line.printed, line.printed_at = line.text, now
+
+    def _coloured(self, text: str) -> str:
+        if not self._has_colours:
+            return plain_text(text)
+        return f"{text}\x1b[0m" if "\x1b" in text and not text.endswith("\x1b[0m") else text
+
+    def _labelled(self, rank: int, lines: Iterable[str]) -> Iterator[str]:
+        state = self._run.state
+        size = state.attempt.world_size if state.attempt else self._run.plan.world_size
+        label = f"[{rank:>{len(str(max(0, size - 1)))}}]"
+        return (f"{label} {line}".rstrip() for line in lines)
+
+    def _news(self, lines: Iterable[tuple[object, str]]) -> list[str]:
+        """Return the lines whose keys were not said yet."""
+        fresh = [(key, line) for key, line in lines if key not in self._said]
+        self._said.update(key for key, _ in fresh)
+        return [line for _, line in fresh]
+
+    def _put(self, lines: Iterable[str]) -> None:
+        self._waiting += lines
+        while len(self._waiting) > WAITING_LINES:
+            self._waiting.popleft()
+            self._unprinted += 1
+
+    def _wanted(self, now: float) -> float | None:
+        if self._allowance.is_spent:
+            return READ_INTERVAL_S
+        due = [at for rank in self._ranks.values() for n in rank.lines if (at := self._due_at(rank, n)) is not None]
+        return max(0.0, min(due) - now) if due else None
+
+
+class _Allowance:
+    """How much may be read and printed now: a second's worth at most, refilled as time goes by."""
+
+    def __init__(self, now: float) -> None:
+        self._at = now
+        self._lines = float(LINES_PER_S)
+        self._bytes = float(BYTES_PER_S)
+
+    @property
+    def is_spent(self) -> bool:
+        # A tick's worth at least: with less, every read would give some single lines and a gap.
+        return self._lines < LINES_PER_S * READ_INTERVAL_S or self._bytes < BYTES_PER_S * READ_INTERVAL_S
+
+    def refill(self, now: float) -> bool:
+        """Add what the time gave. Return whether that is enough for a read."""
+        passed, self._at = max(0.0, now - self._at), now
+        self._lines = min(LINES_PER_S, self._lines + passed * LINES_PER_S)
+        self._bytes = min(BYTES_PER_S, self._bytes + passed * BYTES_PER_S)
+        return not self.is_spent
+
+    def limits(self, n_ranks: int) -> Limits:
+        """Return how much a read may give. The end of a run is read whatever is left of the allowance."""
+        lines = max(self._lines, LINES_PER_S * READ_INTERVAL_S)
+        size = int(max(self._bytes, BYTES_PER_S * READ_INTERVAL_S))
+        return Limits(rank_lines=max(1, int(lines / n_ranks)), rank_bytes=size, bytes=size)
+
+    def spend(self, chunk: Chunk) -> None:
+        self._lines -= len(chunk.lines)
+        self._bytes -= sum(map(len, chunk.lines))
+
+
+def _opening(plan: Plan, state: RunState) -> str:
+    size = state.attempt.world_size if state.attempt else plan.world_size
+    return f"run: running · {'1 rank' if size == 1 else f'{size} ranks'} on {plan.devices}"
+
+
+def _restart_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
+    restarted = state.attempts if state.phase is Phase.RESTARTING else state.attempts[:-1]
+    for attempt in restarted:
+        cause = cause_of(attempt)
+        if cause is not None:
+            yield ("restart", attempt.number), f"restart {attempt.restart_count + 1}/{plan.max_restarts}: {_failed(*cause)}"
+
+
+def _end_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
+    attempt = state.attempt
+    failed_at = attempt.failed_at if attempt is not None else None
+    if attempt is not None and failed_at is not None and state.phase is not Phase.RESTARTING:
+        cause = cause_of(attempt)
+        if cause is not None:
+            # At once, and not with the end of the run, which comes when the other ranks are gone.
+            yield ("failure", attempt.number), _failed(*cause)
+    if state.phase is Phase.STOPPING:
+        yield "stopping", "run: stopping"
+    if state.phase is Phase.SUCCEEDED:
+        yield "end", "run: succeeded"
+    elif state.phase.is_final:
+        words = headline(plan, state)
+        is_told = state.phase is Phase.FAILED and failed_at is not None and state.stop_reason != "timeout"
+        yield "end", "run: failed" if is_told else f"run: failed · {words}" if state.phase is Phase.FAILED else f"run: {words}"
+
+
+def _failed(rank: int, failure: object) -> str:
+    return failure_sentence(rank, failure).replace(f"rank {rank}: ", f"rank {rank} failed: ", 1)  # type: ignore[arg-type]
+
+
+def _not_shown(n: int) -> str:
+    return f"… {n:,} line{'s' * (n != 1)} not shown (in the log files)"

@@ -1,0 +1,86 @@
+"""A run that a cell or a script waits for: the view it gets, and how an interrupt becomes a stop."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ice_notebook import notebook
+from ice_notebook.errors import OptionError
+from ice_notebook.run import Run
+from ice_notebook.state import Phase
+
+_FLUSH_S = 0.1  # a text view prints from the main thread, at most this late
+
+
+def open_view(run: Run, ui: str, *, waits: bool) -> Any:
+    """Return the view of a run, shown and subscribed; None without one. Call it from the main thread.
+
+    Raises:
+        OptionError: a widget was asked for where there is no page.
+    """
+    if ui == "auto":
+        ui = "widget" if notebook.has_page() else "text"
+    if ui == "none":
+        return None
+    if ui == "text":
+        from ice_notebook.text_view import TextView  # noqa: PLC0415
+
+        view: Any = TextView(run, sys.stdout)
+    elif not notebook.has_page():
+        raise OptionError.refused("ui", ui, "there is no notebook page here; use text or none.")
+    else:
+        # Widgets take time to import, and need a page.
+        from ice_notebook.widgets.run_panel import RunPanel  # noqa: PLC0415
+
+        view = RunPanel(run, cell_waits=waits)
+        notebook.display(view)
+    run.subscribe(view)
+    return view
+
+
+def watch(run: Run, view: Any) -> None:
+    """Wait for a run in the main thread.
+
+    The first interrupt stops the run, a second one kills it.
+
+    Raises:
+        RunFailed: it failed; its report is displayed first.
+        KeyboardInterrupt: it was stopped, by whatever way.
+    """
+    __tracebackhide__ = True
+    interrupts = 0
+    while True:
+        try:
+            _wait(run, view)
+            break
+        except KeyboardInterrupt:
+            if _is_echo_of_press(view):
+                continue
+            interrupts += 1
+            run._request_stop("interrupt", is_urgent=interrupts > 1)
+    if run.phase is Phase.SUCCEEDED:
+        return
+    if notebook.has_page():
+        notebook.display(run)
+    error: BaseException | None = run.exception()
+    if error is None:
+        error = KeyboardInterrupt("the run was stopped")
+        # IPython draws an error by this when it has it: the frames in between are ours.
+        error._render_traceback_ = lambda: ["KeyboardInterrupt: the run was stopped"]  # type: ignore[attr-defined]
+    raise error
+
+
+def _wait(run: Run, view: Any) -> None:
+    flush = getattr(view, "flush", None)
+    if flush is None:
+        run.wait()
+        return
+    while not run.wait(_FLUSH_S):
+        flush()
+    flush()
+
+
+def _is_echo_of_press(view: Any) -> bool:
+    """Return whether an interrupt is the page's second way to say what its Stop button has said already."""
+    return bool(getattr(view, "is_echo_of_press", bool)())

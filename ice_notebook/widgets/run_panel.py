@@ -1,0 +1,404 @@
+"""The run panel: a run's state, output, values and failure in the notebook while it happens, and a button that stops it.
+
+The kernel sends, the page draws. What the page must know is one snapshot with a revision, in one synced trait; fresh output travels as
+numbered messages beside it. Delivery is not assured, neither by the server nor by the sockets between, so everything may come twice, late or
+not at all: a page that finds a gap asks (`hello`), and the last state is sent again until a page has confirmed it (`seen`).
+
+Messages to the page: `output {seq, parts}` and `replay {seq, parts, tab}`, with one UTF-8 buffer for each `[rank, first, n]` of `parts`;
+`beat {rev, seq, now}` once a second. From the page: `hello {tab, rev, have}`, `seen {rev}`, `press {op, nonce}`.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import anywidget
+import traitlets
+
+from ice_notebook.logs import Delta, RunLogs
+from ice_notebook.protocol import Failure, Plan
+from ice_notebook.state import Attempt, Phase, RankState, RunState
+
+HERE = Path(__file__).parent
+BEAT_S = 1.0  # a page that hears nothing for several beats says that the kernel is gone
+RESEND_S = (0.3, 1.0, 4.0)  # after the end, until a page has confirmed the final state
+# Before a page has said hello it may be deaf, its script still loading; where a running cell blocks every message of a page,
+# as in nbclassic, it will not be heard before the end. These sends reach it all the same.
+ANNOUNCE_S = (0.5, 1.5, 4.0)
+REPLAY_PAUSE_S = 0.2  # hellos that were held up by a running cell arrive together; one answer is enough
+
+VALUE_CHARACTERS = 4_000
+VALUES_CHARACTERS = 200_000  # of all ranks together: the snapshot is sent anew at each change, and may be saved in the notebook
+TRACEBACK_CHARACTERS = 20_000
+
+
+class View(Protocol):
+    """What a run tells about its changes."""
+
+    def update(self) -> float | None:
+        """Look at the run and show it. Return in how many seconds to be called again even if nothing changes."""
+
+
+class PanelRun(Protocol):
+    """What the panel needs of a run. `stop` and `kill` may be called from any thread and return at once."""
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def state(self) -> RunState: ...
+    @property
+    def logs(self) -> RunLogs: ...
+    @property
+    def folder(self) -> Path: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def subscribe(self, view: View) -> None:
+        """Call `view.update()` from the run's thread, at most every 100 ms, after anything changed."""
+
+
+class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no types
+    """Show a run and let its user stop it.
+
+    The run's thread calls `update`; messages of a page are handled on whichever thread the kernel picks. `cell_waits` says whether a cell
+    waits for this run: only then may a page that gets no answer interrupt the kernel, which ends a waiting cell's run and would otherwise
+    hit a cell that has nothing to do with it.
+
+    `stop_pressed_at` is the `time.monotonic()` of the last press that was taken up, None before. A `KeyboardInterrupt` soon after the
+    first press is that press again, sent by the page on a second way.
+    """
+
+    _esm = HERE / "run_panel.js"
+    _css = HERE / "run_panel.css"
+    state = traitlets.Dict().tag(sync=True)
+    kernel_id = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self, run: PanelRun, *, cell_waits: bool = True) -> None:
+        self.stop_pressed_at: float | None = None
+        self._run: PanelRun | None = run
+        self._plan = run.plan
+        self._logs = run.logs
+        self._cursor = run.logs.cursor()
+        self._lock = threading.RLock()
+        self._made_at, self._made = time.time(), time.monotonic()
+        self.cell_waits = cell_waits
+        self._content: dict[str, Any] = {}
+        self._rev = self._seq = self._seen = 0
+        self._presses: deque[str] = deque(maxlen=16)
+        self._problems: deque[str] = deque(maxlen=3)
+        self._replayed: dict[str, float] = {}
+        self._announcements = list(ANNOUNCE_S)
+        self._resends: list[float] = list(RESEND_S)
+        self._sent_at = self._made
+        self._ended_at: float | None = None
+        super().__init__(state=self._look(), kernel_id=kernel_id())
+        keep_subshell(self.comm)
+        self.on_msg(self._received)
+        run.subscribe(self)
+
+    def __repr__(self) -> str:
+        n = self._plan.world_size
+        return f"RunPanel({self._plan.name}, {n} rank{'' if n == 1 else 's'})"
+
+    def update(self) -> float | None:
+        """Send what is new, from the run's thread. Return the seconds until the next call that is due even without news."""
+        with self._lock:
+            try:
+                return self._update(time.monotonic())
+            except Exception as error:  # the run's thread has more to do than to feed a panel
+                self._note(error)
+                return None if self._ended_at is not None else BEAT_S
+
+    # ---- to the page -------------------------------------------------------------------------------------------------------------
+
+    def _update(self, now: float) -> float | None:
+        self._send_output(now)
+        self._publish(now)
+        if self._ended_at is not None:
+            return self._resend(now)
+        if self._announcements and now - self._made >= self._announcements[0]:
+            self._announcements.pop(0)
+            self._send_replay("", {}, now)
+        elif now - self._sent_at >= BEAT_S:
+            self._message({"kind": "beat", "rev": self._rev, "seq": self._seq, "now": time.time()}, now=now)
+        due = [self._sent_at + BEAT_S, *(self._made + after for after in self._announcements[:1])]
+        return max(0.01, min(due) - now)
+
+    def _look(self) -> dict[str, Any]:
+        """Return the trait's value for the run as it is now, with a new revision if it changed."""
+        run = self._run
+        if run is not None:
+            content = snapshot(run.plan, run.state, run.folder)
+            content["began_at"] = content["began_at"] or self._made_at
+        else:
+            content = dict(self._content)
+        content |= {"cell_waits": self.cell_waits, "acks": list(self._presses), "problems": list(self._problems)}
+        if content == self._content:
+            return self.state  # type: ignore[no-any-return]  # a trait
+        self._content = content
+        self._rev += 1
+        return {**content, "rev": self._rev, "seq": self._seq, "now": time.time()}
+
+    def _publish(self, now: float) -> None:
+        rev = self._rev
+        state = self._look()
+        if self._rev == rev:
+            return
+        self.state = state
+        self._sent_at = now
+        if self._run is not None and self._content["is_final"]:
+            # ipywidgets keeps every widget until it is closed. The panel must not keep the run, and with it the values, that long.
+            self._run = None
+            self._ended_at = now
+
+    def _resend(self, now: float) -> float | None:
+        ended_at = self._ended_at or now
+        while self._resends and now - ended_at >= self._resends[0]:
+            self._resends.pop(0)
+            if self._seen < self._rev:
+                self.send_state("state")
+        return None if self._seen >= self._rev or not self._resends else max(0.01, ended_at + self._resends[0] - now)
+
+    def _send_output(self, now: float) -> None:
+        delta = self._logs.delta(self._cursor)
+        if delta:
+            self._seq += 1
+            self._send_lines({"kind": "output", "seq": self._seq}, delta, now)
+
+    def _send_replay(self, tab: str, have: Mapping[int, int], now: float) -> None:
+        self._send_lines({"kind": "replay", "seq": self._seq, "tab": tab}, self._logs.since(have), now)
+
+    def _send_lines(self, content: dict[str, Any], delta: Delta, now: float) -> None:
+        content |= {"now": time.time(), "parts": [[chunk.rank, chunk.first, len(chunk.lines)] for chunk in delta.chunks]}
+        buffers = ["\n".join(chunk.lines).encode(errors="replace") for chunk in delta.chunks]
+        self._message(content, buffers, now=now)
+
+    def _message(self, content: dict[str, Any], buffers: list[bytes] | None = None, *, now: float) -> None:
+        self._sent_at = now
+        self.send(content, buffers)
+
+    # ---- from the page -----------------------------------------------------------------------------------------------------------
+
+    def _received(self, _widget: object, content: Any, _buffers: object) -> None:
+        # An exception here would go to the server's log, where nobody looks.
+        try:
+            _HANDLERS[content["kind"]](self, content)
+        except Exception as error:
+            with self._lock:
+                self._note(error)
+
+    def _pressed(self, content: Mapping[str, Any]) -> None:
+        """Take up a press of the button. It is repeated until its nonce appears among the acknowledgements."""
+        nonce, op, now = str(content["nonce"]), content["op"], time.monotonic()
+        with self._lock:
+            is_repeat = nonce in self._presses
+            if not is_repeat:
+                self._presses.append(nonce)
+            run = self._run
+            if run is not None and not is_repeat:
+                self.stop_pressed_at = now
+            self._publish(now)
+        # Not under the lock: the run may hold one of its own while it calls `update`.
+        if run is not None and not is_repeat:
+            if op == "kill":
+                run.kill()
+            else:
+                run.stop()
+
+    def _greeted(self, content: Mapping[str, Any]) -> None:
+        """Answer a page that lacks output or state."""
+        have = {int(rank): int(first) for rank, first in content.get("have", {}).items()}
+        tab = str(content["tab"])
+        with self._lock:
+            now = time.monotonic()
+            self._announcements.clear()
+            if now - self._replayed.get(tab, -REPLAY_PAUSE_S) < REPLAY_PAUSE_S:
+                return
+            self._replayed = {**dict(list(self._replayed.items())[-15:]), tab: now}
+            if int(content.get("rev", 0)) < self._rev:
+                self.send_state("state")
+            self._send_replay(tab, have, now)
+
+    def _confirmed(self, content: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._seen = max(self._seen, int(content["rev"]))
+
+    def _note(self, error: Exception) -> None:
+        """Show an error of ours in the panel."""
+        where = traceback.extract_tb(error.__traceback__)[-1:]
+        place = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in where)
+        problem = f"{type(error).__name__}: {error}{place}"[:500]
+        if problem in self._problems:
+            return
+        self._problems.append(problem)
+        self._content = {**self._content, "problems": list(self._problems)}
+        self._rev += 1
+        self.state = {**self.state, "problems": list(self._problems), "rev": self._rev}
+
+
+_HANDLERS = {"press": RunPanel._pressed, "hello": RunPanel._greeted, "seen": RunPanel._confirmed}
+
+
+# ---- the kernel ----------------------------------------------------------------------------------------------------------------------
+
+
+def kernel_id() -> str:
+    """Return the id under which the Jupyter server knows this kernel, or nothing where there is none."""
+    if "ipykernel" not in sys.modules:
+        return ""
+    from ipykernel.connect import get_connection_file  # noqa: PLC0415
+
+    try:
+        found = re.search(r"kernel-([0-9a-fA-F-]{36})\.json$", get_connection_file())
+    except RuntimeError:  # ipykernel is imported, and this process is no kernel
+        return ""
+    return found[1] if found else ""
+
+
+def keep_subshell(comm: Any) -> None:
+    """Let a page's messages be handled on the subshell that the page chose, so that a click is heard while a cell runs.
+
+    ipykernel 7.4 sends them to the subshell that the kernel last sent from instead, which for a widget made by a cell is the main shell,
+    busy with that cell. The name is private and exists only there; without it nothing needs to be done.
+    """
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda _data, chosen: chosen
+
+
+# ---- what the page must know -------------------------------------------------------------------------------------------------------
+
+
+def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
+    """Return all that a page needs to draw a run, as plain JSON."""
+    ranks = state.ranks
+    shown = [_rank(ranks[rank]) for rank in sorted(ranks)] or [
+        {"rank": rank.local_rank, "device": rank.device, "phase": "starting", "note": "", "pid": None} for rank in plan.ranks
+    ]
+    return {
+        "name": plan.name,
+        "devices": plan.devices,
+        "world_size": state.attempt.world_size if state.attempt else plan.world_size,
+        "phase": state.phase.value,
+        "is_final": state.phase.is_final,
+        "began_at": state.began_at,
+        "ended_at": state.ended_at,
+        "attempt": len(state.attempts),
+        "restarts": state.restarts,
+        "max_restarts": plan.max_restarts,
+        "grace": plan.grace,
+        "folder": str(folder),
+        "banner": banner(plan, state),
+        "ranks": shown,
+        "results": _results(ranks),
+        "failures": [_failure(rank, failure, ranks[rank], is_root=i == 0) for i, (rank, failure) in enumerate(state.failures.items())],
+    }
+
+
+def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
+    """Return the one sentence that stands out: what went wrong, or what is being done about it."""
+    attempt = state.attempt
+    before = state.attempts[-2] if len(state.attempts) > 1 else None
+    if state.phase is Phase.FAILED:
+        return {"kind": "failed", "text": _why(attempt) or _sentence(state.end_reason) or "The run failed."}
+    if state.phase is Phase.STOPPED:
+        return {"kind": "stopped", "text": f"Stopped: {_REASONS.get(state.stop_reason, state.stop_reason or state.end_reason)}."}
+    if state.phase is Phase.STOPPING:
+        how = "all ranks are being ended now" if state.stop_reason == "kill" else f"ranks have up to {plan.grace:g} s to finish"
+        return {"kind": "stopping", "text": f"Stopping: {how}."}
+    if state.phase is Phase.RESTARTING:
+        return {"kind": "restarting", "text": f"{_why(attempt)} All ranks are started again.".strip()}
+    if before is not None and not state.phase.is_final:
+        return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}. {_why(before)} All ranks were started again."}
+    if before is not None:
+        return {"kind": "restarted", "text": f"It took {len(state.attempts)} attempts. {_why(before)}".strip()}
+    return None
+
+
+_REASONS = {
+    "stop": "you pressed Stop",
+    "kill": "you pressed Kill now",
+    "interrupt": "the notebook interrupted it",
+    "timeout": "its time was over",
+    "kernel gone": "its kernel is gone",
+    "signal": "its agent got a signal",
+}
+
+
+def _why(attempt: Attempt | None) -> str:
+    rank = None if attempt is None or attempt.root is None else attempt.ranks.get(attempt.root)
+    if rank is None or rank.failure is None:
+        return ""
+    return _sentence(f"rank {rank.rank} ({rank.device}) failed: {rank.failure.headline}")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
+
+
+def _rank(rank: RankState) -> dict[str, Any]:
+    code = rank.failure.exit_code if rank.failure and rank.failure.exit_code is not None else rank.exit_code
+    note = _exit_text(code) if rank.failure else ""
+    return {"rank": rank.rank, "device": rank.device, "phase": rank.phase.value, "note": note or rank.note, "pid": rank.pid}
+
+
+def _exit_text(code: int | None) -> str:
+    if not code:
+        return ""
+    if code > 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _results(ranks: Mapping[int, RankState]) -> list[dict[str, Any]]:
+    room = VALUES_CHARACTERS
+    results = []
+    for rank in sorted(ranks):
+        value, lost = ranks[rank].value, ranks[rank].lost
+        if value is None:
+            if lost:
+                results.append({"rank": rank, "lost": lost[:VALUE_CHARACTERS]})
+            continue
+        text = value.text[: min(VALUE_CHARACTERS, max(200, room))]
+        html = value.html if len(value.html) <= room else ""
+        room -= len(text) + len(html)
+        results.append(
+            {
+                "rank": rank,
+                "type": value.type_name,
+                "text": text + ("…" if len(text) < len(value.text) else ""),
+                "html": html,
+                "size_bytes": value.size_bytes,
+            },
+        )
+    return results
+
+
+def _failure(rank: int, failure: Failure, state: RankState, *, is_root: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "rank": rank,
+        "device": state.device,
+        "headline": failure.headline,
+        "exit": _exit_text(failure.exit_code if failure.exit_code is not None else state.exit_code),
+        "is_communication": failure.is_communication,
+    }
+    if is_root:
+        excerpt = failure.excerpt
+        found["traceback"] = failure.traceback[-TRACEBACK_CHARACTERS:]
+        found["excerpt"] = excerpt and {
+            "where": excerpt.where,
+            "first": excerpt.first,
+            "lines": list(excerpt.lines),
+            "failing": excerpt.failing,
+        }
+    return found

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from ice_notebook.exits import _MEANINGS, explain_exit
+
+
+def test_a_kill_for_want_of_memory_says_so() -> None:
+    text = explain_exit(-9, out_of_memory=True)
+    assert text.startswith("killed by SIGKILL (signal 9); the system was out of memory")
+    assert "out of memory" not in explain_exit(-9, out_of_memory=False)
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGTERM", "SIGINT", "SIGILL", "SIGFPE"])
+def test_a_signal_is_named_and_explained_even_when_memory_was_short(name: str) -> None:
+    number = signal.Signals[name].value
+    text = explain_exit(-number, out_of_memory=True)
+    assert text.startswith(f"killed by {name} (signal {number}); ")
+    assert text.endswith(_MEANINGS[name])
+
+
+def test_a_signal_without_an_explanation_is_named() -> None:
+    assert explain_exit(-signal.SIGUSR1) == f"killed by SIGUSR1 (signal {signal.SIGUSR1.value})"
+
+
+def test_a_signal_without_a_name_has_its_number() -> None:
+    assert explain_exit(-signal.SIGRTMIN - 5) == f"killed by signal {signal.SIGRTMIN + 5}"
+
+
+def test_every_explained_signal_exists_and_is_one_line() -> None:
+    for name, meaning in _MEANINGS.items():
+        assert signal.Signals[name]
+        assert meaning.isprintable()
+        assert not meaning.endswith(".")
+
+
+def test_an_exit_code_is_named_and_0_is_explained() -> None:
+    assert explain_exit(3) == "left with exit code 3"
+    assert explain_exit(0) == "left with exit code 0 without returning a value (os._exit, or an exit in native code)"

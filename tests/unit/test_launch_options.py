@@ -1,0 +1,234 @@
+"""The option table of a launch: every option by every way in, and what goes together."""
+
+import pathlib
+
+import pytest
+
+from ice_notebook.devices import Devices, Gpu, Inventory
+from ice_notebook.errors import DeviceError, IceNotebookError, OptionError
+from ice_notebook.launch_options import LATER, TABLE, LaunchOptions, help_text
+from ice_notebook.line import read_line
+from ice_notebook.options import Surface
+
+CPU_ONLY = Inventory(n_cores=2, problem="this machine has no NVIDIA driver")
+EVERY_OPTION = pytest.mark.parametrize("option", list(TABLE), ids=lambda option: option.name)
+
+# The constructor call that the documents of ice-learn show.
+DOCUMENTED = {
+    "devices": "auto",
+    "nnodes": "1:1",
+    "dist_backend": "auto",
+    "rdzv_id": "none",
+    "rdzv_endpoint": "",
+    "rdzv_backend": "static",
+    "rdzv_configs": "",
+    "standalone": False,
+    "max_restarts": 0,
+    "monitor_interval": 5,
+    "start_method": "spawn",
+    "redirects": "0",
+    "tee": "0",
+    "log_dir": None,
+    "role": "default",
+    "node_rank": 0,
+    "master_addr": "127.0.0.1",
+    "master_port": None,
+    "omp_num_threads": 1,
+}
+
+
+def refusal(**asked):
+    with pytest.raises(OptionError) as caught:
+        LaunchOptions.of(asked).validate()
+    return str(caught.value)
+
+
+def test_the_documented_call_works():
+    options = LaunchOptions.of(DOCUMENTED).validate()
+    assert options.devices == Devices("auto")
+    assert (options.redirects, options.tee, options.nnodes, options.monitor_interval) == (0, 0, (1, 1), 5.0)
+
+
+def test_devices_is_the_first_option():
+    assert next(iter(TABLE)).name == "devices"
+    assert LaunchOptions("cuda:*").devices == Devices("cuda", ("*",))
+
+
+def test_the_defaults_are_torchs_and_no_port_is_among_them():
+    options = LaunchOptions()
+    assert (options.max_restarts, options.monitor_interval, options.start_method, options.role) == (0, 0.1, "spawn", "default")
+    assert (options.rdzv_id, options.rdzv_backend, options.rdzv_endpoint, options.rdzv_configs) == ("none", "static", "", {})
+    assert (options.nnodes, options.node_rank, options.master_addr, options.master_port) == ((1, 1), 0, "127.0.0.1", None)
+    assert (options.redirects, options.tee, options.log_dir, options.omp_num_threads, options.devices) == (0, 0, None, None, None)
+    assert options.asked() == {}
+    assert repr(options) == "LaunchOptions()"
+
+
+@EVERY_OPTION
+def test_every_option_has_a_sentence_a_readable_default_and_words_for_what_it_takes(option):
+    assert option.sentence.endswith(".")
+    assert option.default_text
+    assert option.grammar.allowed
+    assert option.example
+    assert LaunchOptions.__dataclass_fields__[option.name].type
+
+
+@EVERY_OPTION
+def test_every_example_is_read_the_same_by_a_magic_and_by_python(option):
+    surface = Surface.CELL
+    read = read_line(f"{option.name}={option.example}", TABLE, {}, surface)[option.name]
+    assert LaunchOptions.of({option.name: read}, surface).asked().get(option.name, option.convert(option.default)) == read
+    if not option.grammar.is_expression:
+        assert (
+            LaunchOptions.of({option.name: option.example}, surface).asked()
+            == LaunchOptions.of({option.name: read}, surface).asked()
+        )
+
+
+@EVERY_OPTION
+def test_every_default_stays_what_it_is_when_converted_again(option):
+    once = option.convert(option.default)
+    assert option.convert(once) == once
+
+
+@EVERY_OPTION
+def test_a_value_that_makes_no_sense_is_refused_by_name(option):
+    with pytest.raises(IceNotebookError) as caught:
+        option.convert(1.5j)
+    assert str(caught.value).startswith(f"{option.name}=1.5j")
+
+
+def test_names_take_dashes_and_aliases_from_python_too():
+    options = LaunchOptions.of({"max-restarts": "2", "rdzv_conf": "timeout=60"})
+    assert (options.max_restarts, options.rdzv_configs) == (2, {"timeout": "60"})
+
+
+def test_a_change_makes_new_options_and_keeps_the_others():
+    options = LaunchOptions(devices="cpu:0,1")
+    changed = options.changed(max_restarts=2, tee="3")
+    assert (changed.max_restarts, changed.tee, str(changed.devices)) == (2, 3, "cpu:0,1")
+    assert options.max_restarts == 0
+
+
+def test_the_repr_is_the_call_that_makes_the_options():
+    options = LaunchOptions(devices="cuda:0-2,7", env={"A": 1}, nnodes="1:1", args=(1, "x"))
+    assert repr(options) == "LaunchOptions(devices='cuda:0-2,7', args=(1, 'x'), env='A=1')"
+    assert repr(eval(repr(options))) == repr(options)
+
+
+def test_an_unknown_name_is_refused_with_a_suggestion():
+    assert "Did you mean 'devices'?" in refusal(devcies="cpu")
+    with pytest.raises(OptionError, match="'sped' is not an option"):
+        LaunchOptions().changed(sped=1)
+
+
+@pytest.mark.parametrize("name", sorted(LATER))
+def test_an_option_that_comes_later_is_refused_by_name(name):
+    assert f"{name!r} is not available in this version: " in refusal(**{name: True})
+
+
+def test_options_of_a_call_are_refused_in_the_launcher():
+    assert "'args' is not an option here" in refusal(args=(1,))
+    assert "'background' is not an option here" in refusal(background=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"max_restarts": -1}, "max_restarts=-1 cannot be read: allowed is a whole number of 0 or more."),
+        ({"nproc_per_node": 0}, "nproc_per_node=0 cannot be read: allowed is a whole number from 1 to 1024, auto, cpu or gpu."),
+        ({"nproc_per_node": "many"}, "nproc_per_node='many' cannot be read"),
+        ({"monitor_interval": 0}, "monitor_interval=0 cannot be read: allowed is a number of seconds above 0."),
+        ({"grace": -1}, "grace=-1 cannot be read: allowed is a number of seconds, 0 or more."),
+        ({"nnodes": "2:1"}, "nnodes='2:1' cannot be read: allowed is a number of nodes N, or a range MIN:MAX"),
+        ({"redirects": "4"}, "redirects='4' cannot be read: allowed is 0 (none), 1 (stdout), 2 (stderr) or 3 (both)"),
+        ({"dist_backend": "nkkl"}, "dist_backend='nkkl' cannot be read: allowed is auto, nccl, gloo or mpi"),
+        ({"master_port": 70000}, "allowed is a whole number from 0 to 65535."),
+        ({"rdzv_id": "a/b"}, "rdzv_id='a/b' cannot be read: allowed is a word without blanks and slashes."),
+        ({"rdzv_endpoint": "localhost:x"}, "rdzv_endpoint='localhost:x' cannot be read"),
+        ({"ui": "gui"}, "ui='gui' cannot be read: allowed is auto, widget, text or none."),
+        ({"dist_init": "maybe"}, "dist_init='maybe' cannot be read: allowed is auto or no."),
+        ({"env": "A"}, "env='A' cannot be read: allowed is NAME=VALUE"),
+        ({"log_dir": ""}, "log_dir='' cannot be read: allowed is the path of a folder."),
+        ({"start_method": "fork"}, "start_method='fork' is refused: forking a notebook kernel"),
+        ({"start_method": "thread"}, "start_method='thread' cannot be read: allowed is spawn."),
+        ({"nnodes": 2}, "nnodes='2' is refused: this version launches on one node, this machine; leave it out."),
+        ({"nnodes": "1:4"}, "nnodes='1:4' is refused: this version launches on one node"),
+        ({"node_rank": 1}, "node_rank=1 is refused: this version launches on one node"),
+        ({"master_addr": "192.168.1.1"}, "master_addr='192.168.1.1' is refused: its ranks meet on the loopback address"),
+        ({"rdzv_endpoint": "node1:29401"}, "rdzv_endpoint='node1:29401' is refused"),
+        ({"rdzv_configs": "rank=1"}, "rdzv_configs='rank=1' is refused"),
+        ({"rdzv_backend": "etcd-v2"}, "rdzv_backend='etcd-v2' is refused: it joins several nodes"),
+        (
+            {"rdzv_endpoint": "localhost:29401", "master_port": 29402},
+            "exclude each other: they name two ports for one meeting place; give one.",
+        ),
+        ({"env": "LOCAL_RANK=0"}, "env='LOCAL_RANK' is refused: the launcher sets it for each rank; leave it out."),
+        ({"env": "TORCHELASTIC_RUN_ID=0"}, "env='TORCHELASTIC_RUN_ID' is refused"),
+        ({"env": "CUDA_VISIBLE_DEVICES=1"}, "choose them with devices=cuda:…."),
+        ({"env": "OMP_NUM_THREADS=2", "omp_num_threads": 2}, "omp_num_threads and env=OMP_NUM_THREADS exclude each other"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_sentence(asked, sentence):
+    assert sentence in refusal(**asked)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"standalone": True},
+        {"standalone": True, "rdzv_endpoint": "node1:29401", "rdzv_backend": "c10d"},
+        {"nnodes": 1},
+        {"nnodes": "1:1", "node_rank": 0, "master_addr": "localhost", "master_port": 29501},
+        {"master_addr": "[::1]"},
+        {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "rdzv_configs": "timeout=60"},
+        {"rdzv_endpoint": "[::1]:29401"},
+        {"rdzv_endpoint": "127.0.0.1", "master_port": 29501},
+        {"rdzv_endpoint": "localhost:29501", "master_port": 29501},
+        {"env": {"CUDA_VISIBLE_DEVICES": ""}},
+        {"dist_init": False},
+        {"log_dir": pathlib.Path("logs")},
+        {"by_value": [pathlib]},
+    ],
+)
+def test_what_describes_this_one_node_is_accepted(asked):
+    LaunchOptions.of(asked).validate()
+
+
+@pytest.mark.parametrize(
+    ("asked", "port"),
+    [
+        ({}, 0),
+        ({"master_port": 29501}, 29501),
+        ({"rdzv_endpoint": "localhost:29401"}, 29401),
+        ({"rdzv_endpoint": "[::1]:29401"}, 29401),
+        ({"rdzv_endpoint": "localhost"}, 0),
+        ({"master_port": 29501, "standalone": True}, 0),
+    ],
+)
+def test_a_port_is_taken_only_when_named(asked, port):
+    assert LaunchOptions.of(asked).validate().meeting_port == port
+
+
+def test_the_devices_of_the_picker_count_when_none_were_given():
+    gpus = tuple(Gpu(uuid=f"GPU-{n}", name="H200", memory_bytes=1, board=n) for n in range(2))
+    machine = Inventory(gpus=gpus, n_cores=4)
+    picked = Devices("cuda", (1,))
+    assert LaunchOptions().resolve_devices(machine, picked).text == "cuda:1"
+    assert LaunchOptions(devices="auto").resolve_devices(machine, picked).text == "cuda:0"
+    assert LaunchOptions(nproc_per_node="gpu").resolve_devices(machine).text == "cuda:0,1"
+    assert LaunchOptions(nproc_per_node=2).resolve_devices(CPU_ONLY).text == "cpu:0,1"
+    assert LaunchOptions(devices="cuda:*", dist_backend="gloo").resolve_devices(machine).dist_backend == "gloo"
+
+
+def test_the_machine_is_asked_only_when_devices_are_resolved():
+    options = LaunchOptions(devices="cuda:7").validate()
+    with pytest.raises(DeviceError, match="no CUDA device can be used here"):
+        options.resolve_devices(CPU_ONLY)
+
+
+@pytest.mark.parametrize("surface", list(Surface))
+def test_the_help_of_a_place_names_its_options_and_fits_a_page(surface):
+    text = help_text(surface)
+    assert all(f"\n  {option.usage}\n" in text for option in TABLE.on(surface))
+    assert max(map(len, text.splitlines())) <= 100

@@ -1,0 +1,243 @@
+"""The line of a magic: words, values, options, completion."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ice_notebook import launch_options as lo
+from ice_notebook.errors import DeviceError, OptionError
+from ice_notebook.launch_options import TABLE
+from ice_notebook.line import complete_line, read_line, split_words, wants_help
+from ice_notebook.options import Surface
+
+NOTEBOOK = {
+    "picker": SimpleNamespace(devices="cuda:1,3"),
+    "gpus": [0, 2],
+    "n": 3,
+    "model": object(),
+    "run1": "expr",
+    "settings": {"A": "1"},
+    "spawn": "a variable of the same name as a word",
+    "trainer": "a variable whose name is free text",
+}
+
+
+def read(line, surface=Surface.CELL):
+    values = read_line(line, TABLE, NOTEBOOK, surface)
+    return {name: str(value) if name == "devices" else value for name, value in values.items()}
+
+
+def refusal(line, kind=OptionError, surface=Surface.CELL):
+    with pytest.raises(kind) as caught:
+        read_line(line, TABLE, NOTEBOOK, surface)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", []),
+        ("  a  b\t c\n", ["a", "b", "c"]),
+        ("args=(1, 'a b')", ["args=(1, 'a b')"]),
+        ("kwargs={'a': [1, (2, 3)], 'b': '}'} x", ["kwargs={'a': [1, (2, 3)], 'b': '}'}", "x"]),
+        ('args=("it\'s", 1) b', ['args=("it\'s", 1)', "b"]),
+        (r"args=('it\'s', 1) b", [r"args=('it\'s', 1)", "b"]),
+        ("log_dir='my logs'/a b", ["log_dir='my logs'/a", "b"]),
+        ("args=make(1, 2)[0] b", ["args=make(1, 2)[0]", "b"]),
+        ("a)b c", ["a)b", "c"]),
+    ],
+)
+def test_quotes_and_brackets_run_to_their_partner(line, words):
+    assert split_words(line) == words
+
+
+@pytest.mark.parametrize("line", ["it's", "args=(1, 2", "args=(1, [2)", "role='a", r"role='a\'", "env={'a': '}", 'args=("'])
+def test_a_quote_or_bracket_without_partner_is_refused(line):
+    assert "close the quote or the bracket" in refusal(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "values"),
+    [
+        ("", {}),
+        ("devices=cuda:0,1 max_restarts=1 -o run", {"devices": "cuda:0,1", "max_restarts": 1, "output": "run"}),
+        ("--devices cuda:0,1 --max-restarts 1", {"devices": "cuda:0,1", "max_restarts": 1}),
+        ("--devices=cuda:0,1 --max_restarts=1", {"devices": "cuda:0,1", "max_restarts": 1}),
+        ("nproc-per-node=2 --nproc-per-node", None),
+        ("max-restarts=1", {"max_restarts": 1}),
+        ("-r 3 -t 0:1,10:2", {"redirects": 3, "tee": {0: 1, 10: 2}}),
+        ("-r3 -o=run", {"redirects": 3, "output": "run"}),
+        ("background", {"background": True}),
+        ("--background", {"background": True}),
+        ("background=false", {"background": False}),
+        ("--background max_restarts=1", {"background": True, "max_restarts": 1}),
+        ("rdzv_conf=a=1,b=2", {"rdzv_configs": {"a": "1", "b": "2"}}),
+        ("env=A=1", {"env": {"A": "1"}}),
+        ("env=A=1 env=B=x=y", {"env": {"A": "1", "B": "x=y"}}),
+        ("--env NCCL_DEBUG_SUBSYS=INIT,ENV", {"env": {"NCCL_DEBUG_SUBSYS": "INIT,ENV"}}),
+        ("env={'A': 'x, y', 'B': n}", {"env": {"A": "x, y", "B": "3"}}),
+        ("env={settings}", {"env": {"A": "1"}}),
+        ("env=settings", {"env": {"A": "1"}}),
+        ("env='A=a b'", {"env": {"A": "a b"}}),
+        ("role='two words'", {"role": "two words"}),
+        (r'role="a \"b\""', {"role": 'a "b"'}),
+        ("log_dir=/data/'my logs'/x", {"log_dir": "/data/my logs/x"}),
+        ("devices=picker", {"devices": "cuda:1,3"}),
+        ("devices=gpus", {"devices": "cuda:0,2"}),
+        ("devices={gpus[:1]}", {"devices": "cuda:0"}),
+        ("devices=[0, 1]", {"devices": "cuda:0,1"}),
+        ("devices='cuda:0'", {"devices": "cuda:0"}),
+        ("devices=cuda:{n}", {"devices": "cuda:3"}),
+        ("max_restarts=n", {"max_restarts": 3}),
+        ("max_restarts={n + 1}", {"max_restarts": 4}),
+        ("log_dir=logs/{run1}/{n}", {"log_dir": "logs/expr/3"}),
+        ("log_dir='{run1}'", {"log_dir": "{run1}"}),
+        ("start_method=spawn", {"start_method": "spawn"}),
+        ("role=trainer", {"role": "trainer"}),
+        ("args=(n, 'a b')", {"args": (3, "a b")}),
+        ("args=n,4", {"args": (3, 4)}),
+        ("args=[x * n for x in gpus]", {"args": (0, 6)}),
+        ("kwargs=dict(lr=0.1, n=n)", {"kwargs": {"lr": 0.1, "n": 3}}),
+        ("kwargs={'a': {'b': 1}}", {"kwargs": {"a": {"b": 1}}}),
+        ("timeout=none", {"timeout": None}),
+        ("master_addr=[::1]", {"master_addr": "[::1]"}),
+        ("nnodes=1:1 redirects='0' tee=\"0\"", {"nnodes": (1, 1), "redirects": 0, "tee": 0}),
+    ],
+)
+def test_a_line_is_read(line, values):
+    if values is None:
+        assert "needs a value" in refusal(line)
+    else:
+        assert read(line) == values
+
+
+def test_an_argument_is_the_very_object_of_the_notebook():
+    assert read("args=(model,)")["args"][0] is NOTEBOOK["model"]
+
+
+def test_evaluating_leaves_the_namespace_as_it_was():
+    before = dict(NOTEBOOK)
+    read("args=(n,) max_restarts={n}")
+    assert before == NOTEBOOK
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("devcies=cuda:0", "'devcies' is not an option. Did you mean 'devices'?"),
+        ("--devcies cuda:0", "Did you mean 'devices'?"),
+        ("-z 1", "'z' is not an option."),
+        ("devices", "'devices' needs a value: devices=VALUE, where VALUE is auto, cpu, cuda or a list"),
+        ("devices =cuda", "'devices' needs a value"),
+        ("--devices", "'devices' needs a value"),
+        ("--max-restarts --background", "'max_restarts' needs a value"),
+        (
+            "cuda:0,1",
+            "'cuda:0,1' is not an option: options are written as name=value or --name value, for example devices=cuda:0,1.",
+        ),
+        ("train", "'train' is not an option: options are written as name=value or --name value, for example devices=cuda:0,1."),
+        ("background true", "'true' is not an option"),
+        ("3=4", "'3=4' is not an option"),
+        ("max_restarts=1 --max-restarts 2", "'max_restarts' is given twice; give it once."),
+        ("env=A=1 env=A=2", "'env' is given twice"),
+        ("background background", "'background' is given twice"),
+        ("max_restarts=-1", "max_restarts='-1' cannot be read: allowed is a whole number of 0 or more."),
+        ("--max-restarts -1", "max_restarts='-1' cannot be read"),
+        ("max_restarts=tow", "No variable of this notebook is called 'tow' either."),
+        ("max_restarts=model", "max_restarts=<object object at"),
+        ("max_restarts=", "max_restarts='' cannot be read"),
+        ("timeout=0", "allowed is a number of seconds above 0."),
+        ("args=(nn,)", "args=(nn,): the expression raised NameError"),
+        ("args=(1", "close the quote or the bracket"),
+        ("args=1+", "args=1+: the expression raised SyntaxError"),
+        ("args=3", "args=3 cannot be read: allowed is a tuple or list of the arguments"),
+        ("args=", "the expression raised SyntaxError"),
+        ("kwargs=[1]", "kwargs=[1] cannot be read: allowed is a dict"),
+        ("max_restarts={n/0}", "the expression raised ZeroDivisionError"),
+        ("log_dir=a{nn}", "the expression raised NameError"),
+        ("start_method=fork", "start_method='fork' is refused: forking a notebook kernel"),
+        ("start_method=forkserver", "start_method='forkserver' is refused: it comes in a later version"),
+        ("detach", "'detach' is not available in this version"),
+        ("--detach", "'detach' is not available in this version"),
+        ("-m package.module", "'m' is not available in this version: scripts and modules come in a later version"),
+        ("use_env=false", "'use_env' is not available in this version"),
+        ("output=class", "output='class' cannot be read: allowed is the name of a Python variable."),
+        ("function=a.b", "function='a.b' cannot be read"),
+        ("rdzv_backend=etcd", "rdzv_backend='etcd' is refused: it joins several nodes"),
+    ],
+)
+def test_a_bad_line_gets_one_sentence(line, sentence):
+    assert sentence in refusal(line)
+
+
+def test_an_exception_of_an_expression_is_the_cause():
+    with pytest.raises(OptionError) as caught:
+        read_line("args=(nn,)", TABLE, NOTEBOOK, Surface.CELL)
+    assert isinstance(caught.value.__cause__, NameError)
+
+
+def test_a_misspelled_variable_is_suggested_and_the_kind_of_error_stays():
+    message = refusal("devices=pickr", DeviceError)
+    assert "'pickr' is no kind of device" in message
+    assert message.endswith("No variable of this notebook is called 'pickr' either. Did you mean 'picker'?")
+
+
+def test_a_word_in_quotes_is_never_a_variable():
+    assert "'picker' is no kind of device" in refusal("devices='picker'", DeviceError)
+
+
+def test_options_of_a_cell_are_refused_on_a_line_and_a_script_is_said_to_come_later():
+    assert refusal("args=(1,)", surface=Surface.LINE) == "'args' is not an option here: it belongs to the magic of a cell."
+    assert "scripts and modules come in a later version" in refusal("train.py --lr 1", surface=Surface.LINE)
+
+
+def test_help_is_asked_for_by_a_word():
+    assert [wants_help(line) for line in ("-h", " --help ", "?", "devices=cpu", "")] == [True, True, True, False, False]
+
+
+# ---- completion
+
+
+def completions(typed):
+    return complete_line(typed, TABLE, NOTEBOOK, Surface.CELL)
+
+
+@pytest.fixture(autouse=True)
+def four_gpus(monkeypatch):
+    gpus = tuple(lo.d.Gpu(uuid=f"GPU-{n}", name="H200", memory_bytes=1, board=n) for n in range(4))
+    monkeypatch.setattr(lo.d, "inventory", lambda **_: lo.d.Inventory(gpus=gpus, n_cores=2))
+
+
+def test_every_option_of_the_place_is_offered_at_the_start():
+    fragment, offered = completions("")
+    assert fragment == ""
+    assert offered == [option.name if option.grammar.is_flag else f"{option.name}=" for option in TABLE.on(Surface.CELL)]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("max", ("max", ["max_restarts="])),
+        ("max-r", ("max-r", ["max_restarts="])),
+        ("--max", ("--max", ["--max-restarts"])),
+        ("max_restarts=1 max", ("max", [])),
+        ("backg", ("backg", ["background"])),
+        ("env=A=1 en", ("en", ["env="])),
+        ("ui=", ("", ["auto", "widget", "text", "none"])),
+        ("ui=w", ("w", ["widget"])),
+        ("--ui w", ("w", ["widget"])),
+        ("--ui ", ("", ["auto", "widget", "text", "none"])),
+        ("devices=", ("", ["auto", "auto:*", "cpu", "cpu:*", "cuda", "cuda:*"])),
+        ("devices=cuda:", ("cuda:", ["cuda:*", "cuda:0", "cuda:1", "cuda:2", "cuda:3"])),
+        ("devices=cuda:1,", ("", ["0", "2", "3"])),
+        ("devices=cuda:1,2", ("2", ["2"])),
+        ("devices=pick", ("pick", ["picker"])),
+        ("role=tr", ("tr", [])),
+        ("devcies=cu", ("", [])),
+        ("args=(1, ", ("", [])),
+        ("log_dir='a", ("", [])),
+        ("-o ru", ("ru", [])),
+    ],
+)
+def test_completion(typed, expected):
+    assert completions(typed) == expected
