@@ -68,7 +68,7 @@ class OptionError(IceNotebookError, ValueError):
     @classmethod
     def unknown(cls, name: str, known: Iterable[str]) -> OptionError:
         names = sorted(known)
-        return cls(f"{name!r} is not an option.{suggest(name, names)} The options are {join(names)}.")
+        return cls(f"{name!r} is not an option.{suggest(name, names) or f' The options are {join(names)}.'}")
 
     @classmethod
     def not_a_module(cls, option: str, name: str, error: BaseException) -> OptionError:
@@ -262,13 +262,25 @@ class CellError(IceNotebookError, ValueError):
         return cls("args= and kwargs= are for a function: this cell's last statement defines none, and function= names none.")
 
 
-class CellSyntaxError(IceNotebookError, SyntaxError):
-    """A cell is not Python."""
+class CellSyntaxError(CellError):
+    """A cell is not Python.
+
+    It is no `SyntaxError`: IPython draws one of those, when it comes out of a magic, behind a page of frames that say nothing.
+    """
+
+    excerpt: Sequence[str] = ()
 
     @classmethod
     def of(cls, error: SyntaxError, label: str) -> CellSyntaxError:
-        # With its place: IPython draws a syntax error by that, like one in any other cell.
-        return cls(error.msg, (label, error.lineno, error.offset, error.text))
+        made = cls(f"{error.msg} ({label}, line {error.lineno})" if error.lineno else f"{error.msg} ({label})")
+        if error.text:
+            text = error.text.rstrip("\n")
+            indent = len(text) - len(text.lstrip())
+            made.excerpt = (f"    {text.lstrip()}", f"    {' ' * max((error.offset or 1) - 1 - indent, 0)}^")
+        return made
+
+    def _render_traceback_(self) -> list[str]:
+        return [*self.excerpt, *super()._render_traceback_()]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ice_notebook.options import Surface, Table, option
 RANKS, CODE, FAILURES, OUTPUT, MEETING = "Devices and ranks", "What runs", "Failures and time", "Output", "Rendezvous"
 MAGICS = frozenset({Surface.CELL, Surface.LINE})
 CELL_ONLY = frozenset({Surface.CELL})
+LOOPBACK = "127.0.0.1"
 
 
 class DeviceText(Grammar):
@@ -380,11 +381,14 @@ class LaunchOptions:
         return self
 
     @property
-    def meeting_port(self) -> int:
-        """Return the port that was asked for the ranks to meet at; 0 is any free one."""
+    def meeting_place(self) -> tuple[str, int]:
+        """Return the address and the port of the ranks' store; port 0 is any free one."""
         if self.standalone:
-            return 0
-        return self.master_port or _host_and_port(self.rdzv_endpoint)[1]
+            return LOOPBACK, 0
+        if self.rdzv_endpoint:
+            host, port = _host_and_port(self.rdzv_endpoint)
+            return _numeric(host), self.master_port or port
+        return _numeric(self.master_addr), self.master_port or 0
 
     def resolve_devices(self, inventory: d.Inventory, picked: d.Devices | None = None) -> d.ResolvedDevices:
         """Return the device of each rank on a machine. `picked` is used when `devices` was not given.
@@ -393,14 +397,6 @@ class LaunchOptions:
             DeviceError: the machine does not have them.
         """
         return d.resolve(self.devices or picked, inventory, nproc_per_node=self.nproc_per_node, dist_backend=self.dist_backend)
-
-    def meeting_place(self) -> tuple[str, int]:
-        """Return address and port of the ranks' store; port 0 is any free one."""
-        port = self.master_port or 0
-        if self.rdzv_endpoint and not self.standalone:
-            host, endpoint_port = _host_and_port(self.rdzv_endpoint)
-            return _numeric(host), endpoint_port or port
-        return _numeric(self.master_addr), port
 
 
 _SCRIPTS = "scripts and modules come in a later version; call the script's function from a cell."
@@ -498,7 +494,7 @@ def _is_loopback(host: str) -> bool:
 
 def _numeric(host: str) -> str:
     """Return a loopback host as an address: no host name is looked up on the way of a launch."""
-    return "127.0.0.1" if host == "localhost" else host.strip("[]")
+    return LOOPBACK if host == "localhost" else host.strip("[]")
 
 
 def _host_and_port(endpoint: str) -> tuple[str, int]:

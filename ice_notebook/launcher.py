@@ -55,6 +55,14 @@ class ElasticLauncher(context.Context):
         for name, value in options.items():
             self[name] = value
 
+    @classmethod
+    def of(cls, options: LaunchOptions) -> ElasticLauncher:
+        """Return a frozen launcher with options that another surface has read."""
+        made = cls()
+        made._asked = options.asked()
+        made._options = options.validate()
+        return made
+
     # ---- options
 
     def __setitem__(self, name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from ice_notebook import cell as cells
 from ice_notebook.cell import BodyTask, Cell, FunctionTask
 from ice_notebook.errors import CellError, IceNotebookError, OptionError
-from ice_notebook.launch_options import TABLE, help_text
+from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
 from ice_notebook.launcher import ElasticLauncher, _function_task, _name_of_call
 from ice_notebook.line import complete_line, read_line, wants_help
 from ice_notebook.options import Surface
@@ -43,7 +43,7 @@ class ElasticMagics(Magics):
     def _launch(self, line: str, text: str) -> Run:
         __tracebackhide__ = True
         asked = read_line(line, TABLE, self.shell.user_ns, Surface.CELL)
-        launcher = ElasticLauncher(**asked).freeze()
+        launcher = ElasticLauncher.of(LaunchOptions.of(asked, Surface.CELL))
         read = self._read_cell(text)
         task, name = self._task(read, launcher)
         options = launcher.options

@@ -19,7 +19,7 @@ from typing import Any
 
 import cloudpickle
 
-from ice_notebook.errors import OptionError, PayloadError
+from ice_notebook.errors import IceNotebookError, OptionError, PayloadError
 from ice_notebook.refusals import CannotTravel, Kind, explain_refusal, kind_of_class
 from ice_notebook.tensors import DeviceTensors, Dumper, Loader, Segment, load_storage
 from ice_notebook.value_files import PART_SUFFIX, PIECE_BYTES, Layout, map_privately, read_layout, write_file, write_first_file
@@ -78,7 +78,7 @@ def prepare(
     try:
         with _shipped_by_value(by_value):
             pickler.dump((value, pickler.main_names))
-    except (OptionError, MemoryError):
+    except (IceNotebookError, MemoryError):
         raise
     except Exception as error:
         refusal = explain_refusal(error, pickler.last, names=names or {"value": value}, by_value=by_value)

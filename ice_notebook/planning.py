@@ -11,7 +11,7 @@ from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
 from ice_notebook.environment import rank_environment
 from ice_notebook.errors import LaunchError
-from ice_notebook.grammars import streams_of_rank
+from ice_notebook.options import streams_of_rank
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.store import RunFolder
 
@@ -39,7 +39,7 @@ def make_plan(options: LaunchOptions, devices: ResolvedDevices, *, run_id: str, 
     interpreter = agents.interpreter()
     if not os.access(interpreter, os.X_OK):
         raise LaunchError.interpreter(interpreter)
-    address, port = options.meeting_place()
+    address, port = options.meeting_place
     return p.Plan(
         run_id=run_id,
         name=name,

@@ -35,7 +35,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def is_plain(data: bytes) -> bool:
-    """Return whether bytes are text and newlines alone, which are read at memory speed. A last `\\r` may be half a newline."""
+    r"""Return whether bytes are text and newlines alone, which are read at memory speed. A last `\\r` may be half a newline."""
     if len(data.translate(None, _STEERING)) != len(data):
         return False
     return data.count(b"\r") - data.endswith(b"\r") == data.count(b"\r\n")

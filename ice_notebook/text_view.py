@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
 from ice_notebook.logs import NOTE, Chunk, Limits, RunLogs
-from ice_notebook.protocol import Plan
+from ice_notebook.protocol import Failure, Plan
 from ice_notebook.report import cause_of, failure_sentence, headline
 from ice_notebook.state import Phase, RunState
 from ice_notebook.terminal import LIVE_LINES, REDRAWN, plain_text
@@ -24,6 +24,7 @@ BYTES_PER_S = 500_000  # a notebook server drops everything above 1 MB/s, other 
 READ_INTERVAL_S = 0.1
 SETTLE_S = 0.2  # a last line that stands this long is taken for whole: most are
 REDRAW_S = 1.0  # between two states of a progress bar
+EARLY_S = 0.001  # by which a wait may end too soon
 WAITING_LINES = 10_000  # that nobody has come to print
 
 
@@ -80,6 +81,7 @@ class TextView:
         self._cursor = run.logs.cursor()
         self._ranks: dict[int, _Rank] = {}
         self._allowance = _Allowance(clock())
+        self._n_talking = run.plan.world_size  # ranks that had something new at the last read
         self._said: set[object] = set()
         self._is_over = False
 
@@ -117,11 +119,8 @@ class TextView:
             # First the state: what ranks printed before they ended is in the logs when the state says that they did.
             state = self._run.state
             is_final = state.phase.is_final
-            if is_final or self._allowance.refill(now):
-                notes = self._read()
-            else:
-                notes = {}
-            old, new = self._printable(now, notes, is_final=is_final)
+            notes = self._read(now) if self._allowance.refill(now) or is_final else {}
+            old, new = self._printable(now, notes, _world_size(self._run.plan, state), is_final=is_final)
             restarts = self._news(_restart_lines(self._run.plan, state))
             self._put(self._news([("opening", _opening(self._run.plan, state))]))
             self._put([*old, *restarts, *new])
@@ -129,11 +128,12 @@ class TextView:
             self._is_over = is_final
             return None if is_final else self._wanted(now)
 
-    def _read(self) -> dict[int, int]:
+    def _read(self, now: float) -> dict[int, int]:
         """Take over what is new in the logs. Return the number of the first line of the newest attempt for ranks that begin one."""
         notes: dict[int, int] = {}
-        now = self._clock()
-        for chunk in self._run.logs.delta(self._cursor, self._allowance.limits(max(1, len(self._ranks)))).chunks:
+        chunks = self._run.logs.delta(self._cursor, self._allowance.limits(self._n_talking)).chunks
+        self._n_talking = max(1, len({chunk.rank for chunk in chunks}))
+        for chunk in chunks:
             rank = self._ranks.setdefault(chunk.rank, _Rank())
             if chunk.first > rank.end:
                 rank.skipped[chunk.first] = chunk.first - rank.end
@@ -148,25 +148,29 @@ class TextView:
             self._allowance.spend(chunk)
         return notes
 
-    def _printable(self, now: float, notes: dict[int, int], *, is_final: bool) -> tuple[list[str], list[str]]:
+    def _printable(self, now: float, notes: dict[int, int], world_size: int, *, is_final: bool) -> tuple[list[str], list[str]]:
         """Return the lines to be printed, those of ranks' older attempts first."""
         old: list[str] = []
         new: list[str] = []
+        width = len(str(world_size - 1))
         for number, rank in sorted(self._ranks.items()):
             begins = notes.get(number)
+            label = f"[{number:>{width}}]"
             due = [n for n in sorted(rank.lines) if is_final or self._is_due(rank, n, now) or (begins is not None and n < begins)]
             # What stands above a line that is printed comes before it: a bar that is full, and is followed by the next epoch's words.
             last = max((n for n in due if not rank.lines[n].text.startswith(REDRAWN)), default=-1)
             due = sorted({*due, *(n for n in rank.lines if n < last)})
             for n in due:
                 into = new if begins is not None and n >= begins else old
-                into += self._labelled(number, self._take(rank, n, now))
+                into += [f"{label} {text}".rstrip() for text in self._take(rank, n, now)]
+            if is_final:
+                new += [f"{label} {_not_shown(n)}" for n in rank.skipped.values()]
             for n in [n for n, line in rank.lines.items() if n < rank.end - LIVE_LINES and line.printed == line.text]:
                 del rank.lines[n]
         return old, new
 
     def _is_due(self, rank: _Rank, number: int, now: float) -> bool:
-        return (wanted := self._due_at(rank, number)) is not None and wanted <= now
+        return (wanted := self._due_at(rank, number)) is not None and wanted <= now + EARLY_S
 
     def _due_at(self, rank: _Rank, number: int) -> float | None:
         """Return when a line is to be printed, None when it was, as it is."""
@@ -184,8 +188,9 @@ class TextView:
 
     def _take(self, rank: _Rank, number: int, now: float) -> Iterator[str]:
         line = rank.lines[number]
-        for after in sorted(n for n in rank.skipped if n <= number):
-            yield _not_shown(rank.skipped.pop(after))
+        if rank.skipped:
+            for after in sorted(n for n in rank.skipped if n <= number):
+                yield _not_shown(rank.skipped.pop(after))
         if line.printed != line.text:
             text = line.text.removeprefix(REDRAWN)
             # A bar that wiped itself away leaves a blank line, which says nothing.
@@ -197,12 +202,6 @@ class TextView:
         if not self._has_colours:
             return plain_text(text)
         return f"{text}\x1b[0m" if "\x1b" in text and not text.endswith("\x1b[0m") else text
-
-    def _labelled(self, rank: int, lines: Iterable[str]) -> Iterator[str]:
-        state = self._run.state
-        size = state.attempt.world_size if state.attempt else self._run.plan.world_size
-        label = f"[{rank:>{len(str(max(0, size - 1)))}}]"
-        return (f"{label} {line}".rstrip() for line in lines)
 
     def _news(self, lines: Iterable[tuple[object, str]]) -> list[str]:
         """Return the lines whose keys were not said yet."""
@@ -254,8 +253,12 @@ class _Allowance:
         self._bytes -= sum(map(len, chunk.lines))
 
 
+def _world_size(plan: Plan, state: RunState) -> int:
+    return state.attempt.world_size if state.attempt else plan.world_size
+
+
 def _opening(plan: Plan, state: RunState) -> str:
-    size = state.attempt.world_size if state.attempt else plan.world_size
+    size = _world_size(plan, state)
     return f"run: running · {'1 rank' if size == 1 else f'{size} ranks'} on {plan.devices}"
 
 
@@ -272,21 +275,22 @@ def _end_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
     failed_at = attempt.failed_at if attempt is not None else None
     if attempt is not None and failed_at is not None and state.phase is not Phase.RESTARTING:
         cause = cause_of(attempt)
-        if cause is not None:
+        if cause is not None and not state.stop_reason:
             # At once, and not with the end of the run, which comes when the other ranks are gone.
             yield ("failure", attempt.number), _failed(*cause)
-    if state.phase is Phase.STOPPING:
+    if state.stop_reason:
         yield "stopping", "run: stopping"
     if state.phase is Phase.SUCCEEDED:
         yield "end", "run: succeeded"
-    elif state.phase.is_final:
-        words = headline(plan, state)
-        is_told = state.phase is Phase.FAILED and failed_at is not None and state.stop_reason != "timeout"
-        yield "end", "run: failed" if is_told else f"run: failed · {words}" if state.phase is Phase.FAILED else f"run: {words}"
+    elif state.phase is Phase.FAILED:
+        is_told = failed_at is not None and not state.stop_reason
+        yield "end", "run: failed" if is_told else f"run: failed · {headline(plan, state)}"
+    elif state.phase is Phase.STOPPED:
+        yield "end", f"run: {headline(plan, state)}"
 
 
-def _failed(rank: int, failure: object) -> str:
-    return failure_sentence(rank, failure).replace(f"rank {rank}: ", f"rank {rank} failed: ", 1)  # type: ignore[arg-type]
+def _failed(rank: int, failure: Failure) -> str:
+    return f"rank {rank} failed: {failure_sentence(rank, failure).partition(': ')[2]}"
 
 
 def _not_shown(n: int) -> str:

@@ -205,7 +205,7 @@ export function drawLine(line) {
 function el(tag, name, ...kids) {
   const node = document.createElement(tag);
   if (name) node.className = name;
-  node.append(...kids.filter((kid) => kid !== null && kid !== ''));
+  for (const kid of kids) if (kid !== null) node.append(kid);
   return node;
 }
 

@@ -161,7 +161,7 @@ class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no t
 
     def _resend(self, now: float) -> float | None:
         ended_at = self._ended_at or now
-        while self._resends and now - ended_at >= self._resends[0]:
+        while self._resends and now - ended_at >= self._resends[0] - 0.001:
             self._resends.pop(0)
             if self._seen < self._rev:
                 self.send_state("state")
@@ -252,7 +252,7 @@ _HANDLERS = {"press": RunPanel._pressed, "hello": RunPanel._greeted, "seen": Run
 
 def kernel_id() -> str:
     """Return the id under which the Jupyter server knows this kernel, or nothing where there is none."""
-    if "ipykernel" not in sys.modules:
+    if "ipykernel.kernelapp" not in sys.modules:  # importing it has effects on every widget of the process
         return ""
     from ipykernel.connect import get_connection_file  # noqa: PLC0415
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import msgspec
 
 from ice_notebook import protocol as p
-from ice_notebook.state import RunState, replay
+from ice_notebook.state import RunState
 
 SOURCE = ("def train():", "    for step in range(3):", "        loss = step", '        raise ValueError("bad loss")', "    return loss")
 
@@ -45,6 +46,7 @@ class History:
         self.clock = itertools.count()
         self.start = start
         self.events: list[Any] = []
+        self._replayed = (0, RunState())
         self.add(p.RunBegun, agent_pid=555, agent_started=3.0)
 
     def add(self, kind: Any, /, **fields: Any) -> History:
@@ -84,7 +86,9 @@ class History:
 
     @property
     def state(self) -> RunState:
-        return replay(self.events)
+        n, state = self._replayed
+        self._replayed = (len(self.events), reduce(RunState.apply, self.events[n:], state))
+        return self._replayed[1]
 
     @property
     def journal(self) -> bytes:
@@ -103,7 +107,7 @@ def raised(headline: str = "ValueError: bad loss", **changes: Any) -> p.Failure:
             p.Frame(where="torch.nn.functional", line=3494, function="cross_entropy", source="return x", is_users=False),
         ),
         "excerpt": p.Excerpt(where="Cell In[3]", first=1, lines=SOURCE, failing=4),
-        "traceback": "Traceback (most recent call last):\n  File \"/home/someone/model.py\", line 4, in train\n",
+        "traceback": 'Traceback (most recent call last):\n  File "/home/someone/model.py", line 4, in train\n',
         "exit_code": 1,
         "at": 1_700_000_000.5,
     }

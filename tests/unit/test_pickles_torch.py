@@ -326,6 +326,35 @@ def test_cpu_ranks_take_cpu_tensors(path):
     assert round_trip(torch.ones(3), path, devices=REFUSE).sum() == 3
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that says it is on a GPU, and has no memory at all."""
+
+    @staticmethod
+    def __new__(cls):
+        return torch.Tensor._make_wrapper_subclass(cls, (3,), device="cuda:1")
+
+    __torch_dispatch__ = classmethod(lambda cls, *arguments: cls())
+
+
+def test_a_tensor_on_a_gpu_is_refused_by_name_for_cpu_ranks(path):
+    model = torch.nn.Linear(2, 2)
+    model.cache = Elsewhere()
+    with pytest.raises(PayloadError) as raised:
+        dump(model, path, devices=REFUSE, names={"model": model})
+    assert str(raised.value) == (
+        "`model.cache` cannot be sent to the ranks: it is a tensor on cuda:1, and the ranks are CPU ranks."
+        " Send its copy on the CPU, `.cpu()`, or launch with `devices=cuda`."
+    )
+
+
+def test_a_parameter_that_cannot_travel_is_named_as_it_is_written(path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    parameter = torch.nn.Parameter(Elsewhere(), requires_grad=False)
+    model[0].register_parameter("scale", parameter)
+    with pytest.raises(PayloadError, match=r"`model\[0\].scale` cannot be sent"):
+        dump(model, path, devices=REFUSE, names={"model": model})
+
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 

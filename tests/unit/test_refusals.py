@@ -118,7 +118,7 @@ async def a_coroutine():
 
 def a_traceback():
     try:
-        1 / 0  # noqa: B018
+        1 / 0
     except ZeroDivisionError as error:
         return error.__traceback__
 

@@ -281,7 +281,7 @@ def test_the_page_hides_itself_while_a_panel_lives_in_the_same_output() -> None:
     source = format_html(plan(), succeeded(["1", "2"]).state, {})
     assert source.startswith('<div class="ice-report"><style>')
     for rule in (
-        ".jp-OutputArea:has(.ice-live) > .jp-OutputArea-child:has(.ice-report),\n"
+        ".jp-OutputArea:has(.ice-live) > .jp-OutputArea-child:has(.ice-report),",
         ".output:has(.ice-live) > .output_area:has(.ice-report) { display: none }",
         ".jp-OutputArea:has(.ice-report) > .jp-OutputArea-child > .jp-OutputArea-output.jupyter-widgets { display: none }",
     ):

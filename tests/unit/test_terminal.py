@@ -109,7 +109,7 @@ def moves(file):
 
 
 def words(file):
-    file.write("plain\ntext – ünïcödé 日本語 ok\n\n日本\r語\ntail without newline")
+    file.write("plain\ntext ünïcödé 日本語 ok\n\n日本\r語\ntail without newline")
 
 
 STREAMS = [one_bar, nested_bars, three_bars, written_over_a_bar, rich_progress, colours, erasures, moves, words]

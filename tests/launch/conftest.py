@@ -1,0 +1,64 @@
+"""Real agents and CPU ranks. A run that a test launches must leave nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import Kernel, left_of, wait_until
+
+from ice_notebook import ElasticLauncher
+from ice_notebook.run import Run
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "/launch/" in str(item.path):
+            item.add_marker(pytest.mark.launch)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Run]]:
+    """Return `start(function, *args, n=2, **options)`, which begins a run on CPU ranks and returns at once."""
+    runs: list[Run] = []
+
+    def begin(function: Callable[..., Any], *args: Any, n: int = 2, **options: Any) -> Run:
+        launcher = ElasticLauncher(**{"devices": f"cpu:0-{n - 1}", "ui": "none", **options})
+        run = launcher.start(function, *args)
+        runs.append(run)
+        return run
+
+    yield begin
+    for run in runs:
+        run.kill()
+        assert run.wait(30)
+        wait_until(lambda run=run: not left_of(run.plan.marker), 5)
+
+
+@pytest.fixture
+def launch(start: Callable[..., Run]) -> Callable[..., Run]:
+    """Return `launch(function, *args, n=2, **options)`, which waits for the end of the run and never raises for it."""
+
+    def begin_and_wait(function: Callable[..., Any], *args: Any, **options: Any) -> Run:
+        run = start(function, *args, **options)
+        assert run.wait(120)
+        return run
+
+    return begin_and_wait
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    """A fresh kernel with the extension loaded."""
+    made = Kernel()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def shared_kernel() -> Iterator[Kernel]:
+    """A kernel for several tests of a module that leave it as they found it."""
+    made = Kernel()
+    yield made
+    made.close()

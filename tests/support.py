@@ -1,0 +1,143 @@
+"""What several tests need: waiting for a condition, a kernel to run cells in, and the search for what a run may have left behind."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from jupyter_client.manager import start_new_kernel
+
+from ice_notebook import processes
+
+HANG_S = 60.0  # generous: a machine with two cores imports torch in up to ten seconds when it is busy
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = HANG_S) -> Any:
+    """Return the condition's value as soon as it is true; fail when it is not in time."""
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end, f"not within {timeout_s} s"
+        time.sleep(0.01)
+    return value
+
+
+def left_of(marker: str) -> list[int]:
+    """Return the processes of a run that are still there. They are found by the marker in their environment, never by a name."""
+    return processes.find_marked(marker)
+
+
+def python(code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
+    """Start a Python program of its own, in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+    )
+
+
+@dataclass
+class Outcome:
+    """What a cell has shown."""
+
+    outputs: list[dict[str, Any]] = field(default_factory=list)  # messages' contents, with their type under "type"
+    status: str = ""
+    reply: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """Return all text: streams, displayed values, results."""
+        return "\n".join(
+            out.get("text", "") if out["type"] == "stream" else out.get("data", {}).get("text/plain", "") for out in self.outputs
+        )
+
+    @property
+    def value(self) -> str:
+        """Return the text of the cell's value."""
+        return next((out["data"]["text/plain"] for out in self.outputs if out["type"] == "execute_result"), "")
+
+    @property
+    def error(self) -> str:
+        """Return the error as it is drawn, without colours; empty when there is none."""
+        drawn = ["\n".join(out["traceback"]) for out in self.outputs if out["type"] == "error"]
+        return re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(drawn))
+
+    @property
+    def error_name(self) -> str:
+        return next((out["ename"] for out in self.outputs if out["type"] == "error"), "")
+
+    @property
+    def error_value(self) -> str:
+        return next((out["evalue"] for out in self.outputs if out["type"] == "error"), "")
+
+
+class Kernel:
+    """A real ipykernel with the extension loaded."""
+
+    def __init__(self, *, extension: bool = True, **options: Any) -> None:
+        self.manager, self.client = start_new_kernel(
+            kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"], **options
+        )
+        if extension:
+            outcome = self.run("%load_ext ice_notebook")
+            assert not outcome.error, outcome.error
+
+    @property
+    def pid(self) -> int:
+        return self.manager.provisioner.pid
+
+    def run(self, code: str, timeout_s: float = HANG_S) -> Outcome:
+        """Run a cell to its end."""
+        return self.finish(self.start(code), timeout_s)
+
+    def start(self, code: str) -> str:
+        """Begin a cell, and return what `finish` needs."""
+        return self.client.execute(code, allow_stdin=False)
+
+    def finish(self, request: str, timeout_s: float = HANG_S, until: Callable[[Outcome], bool] = lambda _: False) -> Outcome:
+        """Wait for a cell's end, or until what it has shown so far satisfies `until`."""
+        outcome = Outcome()
+        end = time.monotonic() + timeout_s
+        while True:
+            message = self.client.get_iopub_msg(timeout=max(0.01, end - time.monotonic()))
+            if message["parent_header"].get("msg_id") != request:
+                continue
+            kind, content = message["msg_type"], message["content"]
+            if kind in {"stream", "display_data", "execute_result", "error"}:
+                outcome.outputs.append({"type": kind, **content})
+            if kind == "status" and content["execution_state"] == "idle":
+                return outcome
+            if until(outcome):
+                return outcome
+
+    def value(self, expression: str) -> Any:
+        """Return the value of an expression in the kernel, by its repr."""
+        import ast
+
+        outcome = self.run(expression)
+        assert not outcome.error, outcome.error
+        return ast.literal_eval(outcome.value)
+
+    def interrupt(self) -> None:
+        """Do what a notebook's interrupt button does: SIGINT to the kernel's process group."""
+        self.manager.interrupt_kernel()
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@contextmanager
+def later(seconds: float, action: Callable[[], Any]):
+    """Do something in another thread after a while, or never when the block ends before."""
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()

@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import io
+import re
+import threading
+from typing import Any
+
+import pytest
+from histories import History, broken_connection, plan, raised
+
+from ice_notebook import protocol as p
+from ice_notebook import text_view
+from ice_notebook.logs import RunLogs
+from ice_notebook.state import RunState
+from ice_notebook.text_view import TextView
+
+
+class FakeRun:
+    """A run whose events and output the test makes."""
+
+    def __init__(self, world_size: int = 2, **changes: Any) -> None:
+        self.plan = plan(world_size, **changes)
+        self.history = History(world_size).begin()
+        self.logs = RunLogs()
+
+    @property
+    def state(self) -> RunState:
+        return self.history.state
+
+    def says(self, rank: int, text: str, *, missed: int = 0) -> None:
+        self.logs.feed(self.history.attempt, rank, text.encode(), missed)
+
+
+class Screen:
+    """A view on a run, with a clock that the test sets."""
+
+    def __init__(self, run: FakeRun, stream: io.StringIO | None = None, *, prints: bool = True) -> None:
+        self.now = 100.0
+        self.run = run
+        self.stream = stream or io.StringIO()
+        self.view = TextView(run, self.stream, prints=prints, clock=lambda: self.now)
+        self.wanted: float | None = None
+
+    def after(self, seconds: float) -> list[str]:
+        """Return what was printed since the last call, after so many seconds in steps of a tenth."""
+        start = len(self.stream.getvalue())
+        for _ in range(max(1, round(seconds * 10))):
+            self.now += min(seconds, 0.1)
+            self.wanted = self.view.update()
+        return self.stream.getvalue()[start:].splitlines()
+
+
+def test_whole_lines_come_with_their_rank_after_the_opening() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    run.says(1, "from one\n")
+    run.says(0, "epoch 1\nepoch 2\n")
+    assert screen.after(1) == ["run: running · 2 ranks on cpu:0-1", "[0] epoch 1", "[0] epoch 2", "[1] from one"]
+    assert screen.wanted is None
+
+
+def test_the_labels_are_as_wide_as_the_largest_rank() -> None:
+    run = FakeRun(12)
+    screen = Screen(run)
+    run.says(3, "three\n")
+    run.says(11, "eleven\n")
+    assert screen.after(1)[1:] == ["[ 3] three", "[11] eleven"]
+
+
+def test_a_line_that_is_being_written_is_printed_when_it_is_whole() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    run.says(0, "first\nsec")
+    assert screen.after(0.1)[1:] == ["[0] first"]
+    assert screen.wanted == pytest.approx(text_view.SETTLE_S)
+    run.says(0, "ond\nthird\n")
+    assert screen.after(0.1) == ["[0] second"]
+    assert screen.after(text_view.SETTLE_S) == ["[0] third"]
+
+
+def test_a_row_of_dots_is_printed_once_a_second_at_most() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    screen.after(0.1)
+    printed = []
+    for _ in range(50):
+        run.says(0, ".")
+        printed += screen.after(0.1)
+    assert len(printed) <= 5
+    run.says(0, " done\n")
+    assert screen.after(2) == [f"[0] {'.' * 50} done"]
+
+
+def test_a_progress_bar_is_printed_once_a_second_and_when_something_follows_it() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    screen.after(0.1)
+    printed = []
+    for step in range(35):
+        run.says(0, f"\rtrain {step}/35")
+        printed += screen.after(0.1)
+    assert printed == ["[0] train 10/35", "[0] train 20/35", "[0] train 30/35"]
+    run.says(0, "\rtrain 35/35\nepoch 1 done\nsaved\n")
+    assert screen.after(0.1) == ["[0] train 35/35", "[0] epoch 1 done"]
+    assert screen.after(0.3) == ["[0] saved"]
+    assert screen.after(3) == []
+
+
+def test_a_bar_that_nothing_follows_shows_its_last_state() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    run.says(0, "\r1/2")
+    run.says(0, "\r2/2\n")
+    assert screen.after(0.5)[1:] == []
+    assert screen.wanted is not None
+    assert screen.after(1) == ["[0] 2/2"]
+    run.says(0, "\r3/4")
+    run.history.returns(0).returns(1).end()
+    assert screen.after(0.1) == ["[0] 3/4", "run: succeeded"]
+
+
+def test_colours_are_left_out_where_the_stream_is_no_terminal() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    run.says(0, "\x1b[31mred\x1b[0m word\n\n")
+    run.says(0, "next\n")
+    assert screen.after(1)[1:] == ["[0] red word", "[0]", "[0] next"]
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_stay_on_a_terminal_and_end_with_their_line() -> None:
+    run = FakeRun()
+    screen = Screen(run, Tty())
+    run.says(0, "\x1b[31mred\nstill red\x1b[0m\n")
+    lines = screen.after(1)[1:]
+    assert [re.sub("\x1b.*?m", "", line) for line in lines] == ["[0] red", "[0] still red"]
+    assert all(line.startswith("[0] \x1b[0;31m") and line.endswith("\x1b[0m") for line in lines)
+
+
+def test_every_end_has_its_line() -> None:
+    def ended(change: Any, **settings: Any) -> list[str]:
+        run = FakeRun(**settings)
+        screen = Screen(run)
+        screen.after(0.1)
+        change(run.history)
+        return screen.after(0.1)
+
+    assert ended(lambda h: h.returns(0).returns(1).end()) == ["run: succeeded"]
+    failure = "rank 1 failed: ValueError: bad loss (Cell In[3], line 4)"
+    assert ended(lambda h: h.fails(1).group_fails(1).end(p.Outcome.FAILED)) == [failure, "run: failed"]
+    assert ended(lambda h: h.end(p.Outcome.FAILED, "the agent died")) == ["run: failed · the agent died"]
+    assert ended(lambda h: h.fails(0).end(p.Outcome.FAILED, "the agent died")) == [
+        "run: failed · rank 0: ValueError: bad loss (Cell In[3], line 4)"
+    ]
+    assert ended(lambda h: h.stop("interrupt").end(p.Outcome.STOPPED)) == ["run: stopping", "run: stopped by an interrupt"]
+    interrupted = raised("KeyboardInterrupt")
+    assert ended(lambda h: h.stop("timeout").fails(0, interrupted).group_fails(0).end(p.Outcome.FAILED), timeout=60.0) == [
+        "run: stopping",
+        "run: failed · stopped after timeout=60 s",
+    ]
+
+
+def test_a_failure_is_told_at_once_and_once() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    screen.after(0.1)
+    run.history.fails(1).fails(0, broken_connection()).group_fails(1)
+    assert screen.after(0.1) == ["rank 1 failed: ValueError: bad loss (Cell In[3], line 4)"]
+    run.history.exits(0, 1).exits(1, 1).end(p.Outcome.FAILED)
+    assert screen.after(0.1) == ["run: failed"]
+    assert screen.after(5) == []
+
+
+def test_a_restart_stands_between_the_lines_of_its_attempts() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    screen.after(0.1)
+    run.says(0, "old zero")
+    run.says(1, "old one\n")
+    run.history.fails(1).group_fails(1, restarting=True).begin()
+    run.says(0, "new zero\n")
+    run.says(1, "new one\n")
+    assert screen.after(1) == [
+        "[0] old zero",
+        "[1] old one",
+        "restart 1/3: rank 1 failed: ValueError: bad loss (Cell In[3], line 4)",
+        "[0] new zero",
+        "[1] new one",
+    ]
+
+
+def test_a_restart_is_told_when_the_group_fails_and_not_again() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    screen.after(0.1)
+    run.history.fails(1).group_fails(1, restarting=True)
+    assert screen.after(0.1) == ["restart 1/3: rank 1 failed: ValueError: bad loss (Cell In[3], line 4)"]
+    run.history.begin()
+    assert screen.after(1) == []
+    run.history.fails(0).group_fails(0).end(p.Outcome.FAILED)
+    assert screen.after(1) == ["rank 0 failed: ValueError: bad loss (Cell In[3], line 4)", "run: failed"]
+
+
+def test_a_run_that_was_seen_at_its_end_only_reads_like_one_that_was_watched() -> None:
+    texts = []
+    for is_watched in (True, False):
+        run = FakeRun()
+        screen = Screen(run)
+        steps = (
+            lambda h: h.fails(1).group_fails(1, restarting=True),
+            lambda h: h.begin(),
+            lambda h: h.returns(0).returns(1),
+            lambda h: h.end(),
+        )
+        for step in steps:
+            step(run.history)
+            if is_watched:
+                screen.after(0.1)
+        screen.after(0.1)
+        texts.append(screen.stream.getvalue())
+    assert texts[0] == texts[1]
+    assert texts[0].splitlines()[-1] == "run: succeeded"
+
+
+def test_nothing_is_printed_before_the_printing_thread_comes() -> None:
+    run = FakeRun()
+    screen = Screen(run, prints=False)
+    run.says(0, "a line\n")
+    assert screen.after(1) == []
+    screen.view.flush()
+    assert screen.stream.getvalue().splitlines() == ["run: running · 2 ranks on cpu:0-1", "[0] a line"]
+
+
+def test_a_flush_after_the_end_prints_everything_even_when_nothing_was_collected() -> None:
+    run = FakeRun()
+    screen = Screen(run, prints=False)
+    run.says(1, "last words")
+    run.says(0, "\r9/10")
+    run.history.returns(0).returns(1).end()
+    screen.view.flush()
+    text = screen.stream.getvalue()
+    assert text.splitlines() == ["run: running · 2 ranks on cpu:0-1", "[0] 9/10", "[1] last words", "run: succeeded"]
+    screen.view.flush()
+    assert screen.view.update() is None
+    assert screen.stream.getvalue() == text
+
+
+def _counted(lines: list[str]) -> tuple[int, int]:
+    """Return the numbers of lines shown and not shown."""
+    hidden = [int(m[1].replace(",", "")) for line in lines if (m := re.search(r"… ([\d,]+) lines? not shown \(in the log files\)", line))]
+    return sum("line " in line for line in lines) - len([h for h in hidden if h == 1]), sum(hidden)
+
+
+@pytest.mark.parametrize("n_ranks", [1, 8])
+def test_a_flood_is_bounded_counted_and_its_end_shown(n_ranks: int) -> None:
+    run = FakeRun(n_ranks)
+    screen = Screen(run)
+    screen.after(0.1)
+    shown = hidden = fed = 0
+    for _ in range(30):
+        for rank in range(n_ranks):
+            run.says(rank, "".join(f"line {fed + n}\n" for n in range(2000)))
+        fed += 2000
+        lines = screen.after(0.1)
+        now_shown, now_hidden = _counted(lines)
+        shown += now_shown
+        hidden += now_hidden
+    assert shown < 6 * text_view.LINES_PER_S
+    for rank in range(n_ranks):
+        run.says(rank, f"line {fed}\n")
+        run.history.returns(rank)
+    run.history.end()
+    lines = screen.after(0.1)
+    now_shown, now_hidden = _counted(lines)
+    assert shown + now_shown + hidden + now_hidden == n_ranks * (fed + 1)
+    assert [line for line in lines if line.endswith(f" line {fed}")] == [f"[{rank}] line {fed}" for rank in range(n_ranks)]
+    assert lines[-1] == "run: succeeded"
+
+
+def test_long_lines_are_bounded_by_their_bytes() -> None:
+    run = FakeRun(1)
+    screen = Screen(run)
+    for _ in range(20):
+        run.says(0, ("x" * 3000 + "\n") * 200)
+        screen.after(0.1)
+    assert len(screen.stream.getvalue()) < 4 * text_view.BYTES_PER_S
+
+
+def test_lines_that_the_agent_left_out_are_counted() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    run.says(0, "one\n")
+    screen.after(1)
+    run.says(0, "two\n", missed=9500)
+    assert screen.after(1) == ["[0] … 9,500 lines not shown (in the log files)", "[0] two"]
+    run.says(0, "three\n", missed=1)
+    assert screen.after(1) == ["[0] … 1 line not shown (in the log files)", "[0] three"]
+
+
+def test_what_nobody_prints_is_bounded() -> None:
+    run = FakeRun(1)
+    screen = Screen(run, prints=False)
+    for n in range(200):
+        run.says(0, f"line {n}\n" * 200)
+        screen.after(0.1)
+    screen.view.flush()
+    lines = screen.stream.getvalue().splitlines()
+    assert len(lines) == text_view.WAITING_LINES + 1
+    assert lines[0].endswith("lines not shown (in the log files)")
+    assert lines[-1] == "[0] line 199"
+
+
+class Blocked(io.StringIO):
+    """A terminal that someone has paused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_writing = threading.Event()
+        self.may_go_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.is_writing.set()
+        assert self.may_go_on.wait(5)
+        return super().write(text)
+
+
+def test_a_blocked_stream_does_not_hold_up_the_runs_thread() -> None:
+    run = FakeRun()
+    stream = Blocked()
+    screen = Screen(run, stream, prints=False)
+    screen.view.update()
+    printer = threading.Thread(target=screen.view.flush)
+    printer.start()
+    assert stream.is_writing.wait(5)
+    run.says(0, "meanwhile\n")
+    screen.after(1)
+    stream.may_go_on.set()
+    printer.join(5)
+    screen.view.flush()
+    assert stream.getvalue().splitlines() == ["run: running · 2 ranks on cpu:0-1", "[0] meanwhile"]
+
+
+def test_a_closed_terminal_does_not_end_the_run() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    screen.stream.close()
+    run.says(0, "unheard\n")
+    screen.view.update()
+    run.history.end()
+    assert screen.view.update() is None
