@@ -14,7 +14,6 @@ from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
 from ice_notebook.store import RunFolder
 
-# The kernel's module path, without entries that depend on the working directory: the agent runs in the run folder.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.agent.main import main; main()"
 _EXIT_WAIT_S = 1.0  # an agent that has said its last word leaves at once
 
@@ -24,10 +23,9 @@ class AgentProcess:
 
     def __init__(self, plan: p.Plan, folder: RunFolder) -> None:
         ours, theirs = socket.socketpair()
-        search_path = [entry for entry in plan.sys_path if entry not in {"", plan.cwd}]
         with open(folder.agent_log, "ab") as log, theirs:
             self._process = subprocess.Popen(
-                [plan.interpreter, "-c", _BOOT, str(theirs.fileno()), json.dumps(search_path)],
+                [plan.interpreter, "-c", _BOOT, str(theirs.fileno()), json.dumps(plan.boot_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -40,11 +40,11 @@ def describe_kind(value: object) -> str:
 
 def format_size(size_bytes: float) -> str:
     """Return a size as people say it: `640 B`, `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.3g} {unit}"
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size_bytes >= 1024 and len(units) > 1:
         size_bytes /= 1024
-    return f"{size_bytes:.3g} TiB"
+        del units[0]
+    return f"{size_bytes:.0f} {units[0]}" if size_bytes >= 100 else f"{size_bytes:.3g} {units[0]}"
 
 
 class IceNotebookError(Exception):

@@ -175,6 +175,10 @@ class _RankLog:
             self.restart(lines)
 
 
+def _size_text(n: int) -> str:
+    return f"{n} bytes" if n < 1000 else f"{n / 1000:.0f} kB" if n < 1_000_000 else f"{n / 1_000_000:.1f} MB"
+
+
 class RunLogs:
     """The output of a run's ranks, as far as the kernel keeps it."""
 
@@ -184,7 +188,7 @@ class RunLogs:
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
 
     def feed(self, attempt: int, rank: int, data: bytes, missed: int = 0) -> None:
-        """Take the next bytes of a rank. `missed` lines before them were left out by the sender.
+        """Take the next bytes of a rank. `missed` bytes before them were left out by the sender.
 
         A new attempt begins with a note; what still comes of an old one is left to its file.
         """
@@ -202,7 +206,7 @@ class RunLogs:
                 log.restart(note=f"attempt {attempt + 1}")
             if missed:
                 log.settle()
-                log.restart(missed)
+                log.restart(note=f"… {_size_text(missed)} not shown; the log file has them")
             log.feed(data)
 
     def cursor(self) -> Cursor:

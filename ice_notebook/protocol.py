@@ -82,6 +82,12 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
         """Return the number of ranks on this node."""
         return len(self.ranks)
 
+    @property
+    def boot_path(self) -> tuple[str, ...]:
+        """Return the module path for processes that get ready: the working directory last, where it shadows no module of Python's."""
+        here = {"", self.cwd}
+        return (*(entry for entry in self.sys_path if entry not in here), self.cwd)
+
 
 class Go(Struct, frozen=True, kw_only=True):
     """What the agent tells a rank that is up and waits: who it is, and what to do. Paths are absolute."""

@@ -184,7 +184,9 @@ def _refusal_at(path: Path | None, names: Mapping[str, object], kind: Kind) -> R
         # An object that exists only while pickling, or one beyond what was searched.
         name = next(iter(names), "the value")
         return Refusal(name, kind.what, kind.advice, kind.result_advice, is_inside=True)
-    found = Refusal(path.text, kind.what, kind.advice, kind.result_advice, is_inside=path.is_inside)
+    # A bound method is known by its own name: nobody writes `get_ipython.__self__`.
+    text = path.text.removesuffix(".__self__")
+    found = Refusal(text, kind.what, kind.advice, kind.result_advice, is_inside=path.is_inside or text != path.text)
     if path.user is None:
         return found
     line = line_of(path.user.__code__, path.variable)

@@ -20,8 +20,7 @@ from ice_notebook import processes
 from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
 
-# The kernel's module path is put in place as it is, but for what would let a file in the working directory shadow the standard library
-# while a rank gets ready: that part comes with `go`.
+# The kernel's own module path comes with `go`.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.rank.main import main; main(sys.argv[1])"
 _MODULES = ("torch", "torch.distributed", "cloudpickle")
 _TERMINAL_ROWS, _TERMINAL_COLUMNS = 24, 120
@@ -138,10 +137,9 @@ def start_rank(plan: p.Plan, serial: int) -> RankProcess:
         "modules": _MODULES,
     }
     marker = f"{plan.marker}:{serial}"
-    search_path = [entry for entry in plan.sys_path if entry not in {"", plan.cwd}]
     try:
         process = subprocess.Popen(
-            [plan.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), msgspec.json.encode(search_path).decode()],
+            [plan.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), msgspec.json.encode(plan.boot_path).decode()],
             stdin=subprocess.DEVNULL,
             stdout=slave,
             stderr=slave,

@@ -35,6 +35,7 @@ RESEND_S = (0.3, 1.0, 4.0)  # after the end, until a page has confirmed the fina
 # as in nbclassic, it will not be heard before the end. These sends reach it all the same.
 ANNOUNCE_S = (0.5, 1.5, 4.0)
 REPLAY_PAUSE_S = 0.2  # hellos that were held up by a running cell arrive together; one answer is enough
+ECHO_S = 2.0  # the page waits 0.7 s for an answer before it interrupts the kernel
 
 VALUE_CHARACTERS = 4_000
 VALUES_CHARACTERS = 200_000  # of all ranks together: the snapshot is sent anew at each change, and may be saved in the notebook
@@ -61,19 +62,16 @@ class PanelRun(Protocol):
     def folder(self) -> Path: ...
     def stop(self) -> None: ...
     def kill(self) -> None: ...
-    def subscribe(self, view: View) -> None:
-        """Call `view.update()` from the run's thread, at most every 100 ms, after anything changed."""
 
 
 class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no types
     """Show a run and let its user stop it.
 
-    The run's thread calls `update`; messages of a page are handled on whichever thread the kernel picks. `cell_waits` says whether a cell
+    The run's thread calls `update`, at most every 100 ms, after anything changed and when it asked for it; messages of a page are handled on whichever thread the kernel picks. `cell_waits` says whether a cell
     waits for this run: only then may a page that gets no answer interrupt the kernel, which ends a waiting cell's run and would otherwise
     hit a cell that has nothing to do with it.
 
-    `stop_pressed_at` is the `time.monotonic()` of the last press that was taken up, None before. A `KeyboardInterrupt` soon after the
-    first press is that press again, sent by the page on a second way.
+    `stop_pressed_at` is the `time.monotonic()` of the last press that was taken up, None before.
     """
 
     _esm = HERE / "run_panel.js"
@@ -83,6 +81,7 @@ class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no t
 
     def __init__(self, run: PanelRun, *, cell_waits: bool = True) -> None:
         self.stop_pressed_at: float | None = None
+        self._echoes = 0  # interrupts that presses may still cause
         self._run: PanelRun | None = run
         self._plan = run.plan
         self._logs = run.logs
@@ -102,7 +101,6 @@ class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no t
         super().__init__(state=self._look(), kernel_id=kernel_id())
         keep_subshell(self.comm)
         self.on_msg(self._received)
-        run.subscribe(self)
 
     def __repr__(self) -> str:
         n = self._plan.world_size
@@ -116,6 +114,17 @@ class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no t
             except Exception as error:  # the run's thread has more to do than to feed a panel
                 self._note(error)
                 return None if self._ended_at is not None else BEAT_S
+
+    def is_echo_of_press(self) -> bool:
+        """Return whether a `KeyboardInterrupt` that just came is the last press again, sent by the page on its second way.
+
+        A press has one echo, soon after it; whatever comes then was meant by a person.
+        """
+        with self._lock:
+            pressed_at = self.stop_pressed_at
+            is_echo = self._echoes > 0 and pressed_at is not None and time.monotonic() - pressed_at < ECHO_S
+            self._echoes -= is_echo
+            return is_echo
 
     # ---- to the page -------------------------------------------------------------------------------------------------------------
 
@@ -205,6 +214,7 @@ class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no t
             run = self._run
             if run is not None and not is_repeat:
                 self.stop_pressed_at = now
+                self._echoes = 1
             self._publish(now)
         # Not under the lock: the run may hold one of its own while it calls `update`.
         if run is not None and not is_repeat:

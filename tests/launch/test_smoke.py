@@ -16,6 +16,6 @@ def test_every_rank_prints_and_returns(launch):
         return total
 
     run = launch(work)
-    assert run.phase == "succeeded"
+    assert run.phase == "succeeded", run
     assert [value.tolist() for value in run.results.values()] == [[3.0, 3.0], [3.0, 3.0]]
     assert run.output(1) == "total [3.0, 3.0]\n"

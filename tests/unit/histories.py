@@ -12,7 +12,13 @@ import msgspec
 from ice_notebook import protocol as p
 from ice_notebook.state import RunState
 
-SOURCE = ("def train():", "    for step in range(3):", "        loss = step", '        raise ValueError("bad loss")', "    return loss")
+SOURCE = (
+    "def train():",
+    "    for step in range(3):",
+    "        loss = step",
+    '        raise ValueError("bad loss")',
+    "    return loss",
+)
 
 
 def plan(world_size: int = 2, **changes: Any) -> p.Plan:
@@ -56,7 +62,9 @@ class History:
     def begin(self, restart_count: int | None = None, *, running: bool = True) -> History:
         self.attempt += 1
         count = self.attempt if restart_count is None else restart_count
-        ranks = tuple(p.RankStart(rank=n, local_rank=n, device=f"cpu:{n}", pid=9000 + 10 * self.attempt + n) for n in range(self.world_size))
+        ranks = tuple(
+            p.RankStart(rank=n, local_rank=n, device=f"cpu:{n}", pid=9000 + 10 * self.attempt + n) for n in range(self.world_size)
+        )
         self.add(p.AttemptBegun, attempt=self.attempt, restart_count=count, world_size=self.world_size, ranks=ranks, start="cold")
         for rank in range(self.world_size * running):
             self.add(p.RankRunning, attempt=self.attempt, rank=rank)

@@ -149,12 +149,13 @@ def test_an_endless_progress_bar_stays_one_line():
     assert chunk.lines[0].startswith("\r99% #")
 
 
-def test_lines_that_the_sender_left_out_are_a_gap():
+def test_bytes_that_the_sender_left_out_are_a_note():
     logs = RunLogs()
-    cursor = logs.cursor()
-    logs.feed(0, 0, b"a\r\n")
-    logs.feed(0, 0, b"b\r\n", missed=9500)
-    assert lines(logs.delta(cursor)) == {0: "a", 9501: "b"}
+    logs.feed(0, 0, b"a\r\nbegun")
+    logs.feed(0, 0, b"b\r\n", missed=9_500_000)
+    logs.feed(0, 1, b"", missed=12)
+    assert lines(logs.since({})) == {0: "a", 1: "begun", 2: NOTE + "… 9.5 MB not shown; the log file has them", 3: "b"}
+    assert lines(logs.since({}), rank=1) == {0: NOTE + "… 12 bytes not shown; the log file has them"}
 
 
 def test_a_new_attempt_begins_with_a_note():

@@ -92,7 +92,8 @@ def test_buffers_are_aligned_and_mapped(path):
     value = [Holder(bytearray([i]) * (2000 + i)) for i in range(5)]
     back = round_trip(value, path)
     assert [bytes(h.memory) for h in back] == [bytes(h.memory) for h in value]
-    layout = value_files.read_layout(open(path, "rb"), path)
+    with open(path, "rb") as file:
+        layout = value_files.read_layout(file, path)
     assert len(layout.buffer_sizes) == 5
     assert all(start % 64 == 0 for start in layout.starts[:-1])
     assert all(isinstance(h.memory.obj, mmap.mmap) for h in back)

@@ -21,7 +21,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from ice_notebook.errors import PayloadError, ResultError
+from ice_notebook.errors import LaunchError, PayloadError, ResultError, format_size
 from ice_notebook.pickles import DeviceTensors, dump, load, prepare
 from ice_notebook.references import find
 
@@ -97,6 +97,19 @@ def test_an_object_that_pickle_refuses_is_named_with_the_reason():
         " Create it in the function, or send what it is made from."
     )
     assert isinstance(raised.value.__cause__, ValueError)
+
+
+def test_no_room_is_said_with_the_size():
+    assert str(ResultError.no_room(2, 3 << 30)).startswith("The value returned by rank 2 has 3 GiB, and there is no room for it.")
+    assert "has 640 B, and neither shared memory nor '/runs/a' has room" in str(LaunchError.no_room(640, "/runs/a"))
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1023 << 20, "1023 MiB"), (1536, "1.5 KiB"), (5 << 40, "5 TiB"), (300 << 20, "300 MiB")],
+)
+def test_sizes_read_as_people_say_them(size, text):
+    assert format_size(size) == text
 
 
 def test_nothing_is_written_for_what_is_refused(tmp_path):
@@ -318,6 +331,11 @@ def test_the_object_of_a_bound_method_is_searched():
     namespace = cell("class Model:\n    def step(self): pass\nmodel = Model()", lock=None)
     namespace["model"].lock = threading.Lock()
     assert refusal_of(namespace["model"].step).path == "value.__self__.lock"
+
+
+def test_a_bound_method_is_said_to_hold_its_object():
+    refusal = refusal_of({"stop": threading.Event().set})
+    assert (refusal.path, refusal.is_inside) == ("value['stop']", True)
 
 
 def test_installed_functions_are_not_searched():

@@ -290,7 +290,9 @@ def test_the_page_hides_itself_while_a_panel_lives_in_the_same_output() -> None:
 
 
 def test_the_page_has_title_table_results_and_last_lines() -> None:
-    page = Page(format_html(plan(), succeeded(["{'loss': 0.41}", "<b>7</b>"]).state, {0: ["epoch 1", "epoch \x1b[31m2\x1b[0m"], 1: []}))
+    page = Page(
+        format_html(plan(), succeeded(["{'loss': 0.41}", "<b>7</b>"]).state, {0: ["epoch 1", "epoch \x1b[31m2\x1b[0m"], 1: []})
+    )
     assert "Run: succeeded · train(launcher) · 2 ranks · cpu:0-1 · restarts 0/3" in page.text
     assert "rankdevicestateexit0cpu:0returned01cpu:1returned0" in page.text
     assert "rank 0 returned dict{'loss': 0.41}rank 1 returned dict<b>7</b>" in page.text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import ipykernel.kernelapp  # noqa: F401 - it chooses the class of comms when it
 import pytest
 from comm.base_comm import BaseComm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from fake_run import FAILURE, FakeRun, begun, failed, make_plan, out, returned, value
 
 from ice_notebook import protocol as p
@@ -100,7 +98,7 @@ def kinds(messages):
 
 
 def test_the_first_message_draws_the_whole_panel(opened):
-    page = opened(begun(2))
+    page = opened(begun(2))[2]
     (kind, data, _) = page.comm.sent[0]
     state = data["state"]["state"]
     assert kind == "comm_open"
@@ -241,7 +239,7 @@ def test_hello_is_answered_with_what_the_page_lacks(opened):
 
 
 def test_hello_of_an_old_page_is_answered_with_the_state_too(opened):
-    page = opened(begun(2))
+    page = opened(begun(2))[2]
     page.heard()
     page.says(kind="hello", tab="t1", rev=0, have={})
     assert kinds(page.heard()) == ["state", "replay"]
@@ -258,7 +256,7 @@ def test_hello_is_answered_after_the_end(opened):
 
 
 def test_hellos_that_were_held_up_together_are_answered_once(opened, clock):
-    page = opened(begun(1))
+    page = opened(begun(1))[2]
     page.heard()
     for _ in range(5):
         page.says(kind="hello", tab="t", rev=1, have={})
@@ -307,6 +305,17 @@ def test_a_press_after_the_end_does_nothing(opened):
     assert panel.stop_pressed_at is None
 
 
+def test_an_interrupt_right_after_a_press_is_that_press_once(opened, clock):
+    _, panel, page = opened(begun(1))
+    assert not panel.is_echo_of_press()
+    page.says(kind="press", op="stop", nonce="n1")
+    clock.now += 0.8
+    assert [panel.is_echo_of_press(), panel.is_echo_of_press()] == [True, False]
+    page.says(kind="press", op="kill", nonce="n2")
+    clock.now += 5
+    assert not panel.is_echo_of_press()
+
+
 def test_an_error_in_a_handler_is_shown_in_the_panel(opened):
     run, _, page = opened(begun(1))
     page.heard()
@@ -351,11 +360,6 @@ def test_its_text_is_constant(opened):
     panel.update()
     assert before == repr(panel) == panel._repr_mimebundle_()[0]["text/plain"] == "RunPanel(train, 2 ranks)"
     assert repr(opened(plan=make_plan(1, name="evaluate"))[1]) == "RunPanel(evaluate, 1 rank)"
-
-
-def test_it_subscribes_to_its_run(opened):
-    run, panel, _ = opened()
-    assert run.views == [panel]
 
 
 def test_cell_waits_is_told_to_the_page(opened):

@@ -74,7 +74,23 @@ def test_deep_nesting_is_bounded_and_stays_balanced() -> None:
 
 
 def test_the_result_is_balanced_and_unchanged_by_a_second_pass() -> None:
-    pieces = ["<table>", "<tr>", "<td>", "</td>", "<div>", "</div>", "<ul>", "<li>", "</ul>", "<b>", "</b>", "x", "<p>", "</table>", "<h1>"]
+    pieces = [
+        "<table>",
+        "<tr>",
+        "<td>",
+        "</td>",
+        "<div>",
+        "</div>",
+        "<ul>",
+        "<li>",
+        "</ul>",
+        "<b>",
+        "</b>",
+        "x",
+        "<p>",
+        "</table>",
+        "<h1>",
+    ]
     for seed in range(300):
         source = "".join(pieces[(seed * 7919 + n * n * 31 + n * seed) % len(pieces)] for n in range(40))
         result = safe_html(source)

@@ -251,7 +251,9 @@ def test_a_flush_after_the_end_prints_everything_even_when_nothing_was_collected
 
 def _counted(lines: list[str]) -> tuple[int, int]:
     """Return the numbers of lines shown and not shown."""
-    hidden = [int(m[1].replace(",", "")) for line in lines if (m := re.search(r"… ([\d,]+) lines? not shown \(in the log files\)", line))]
+    hidden = [
+        int(m[1].replace(",", "")) for line in lines if (m := re.search(r"… ([\d,]+) lines? not shown \(in the log files\)", line))
+    ]
     return sum("line " in line for line in lines) - len([h for h in hidden if h == 1]), sum(hidden)
 
 
