@@ -415,12 +415,14 @@ class RunFailed(IceNotebookError, RuntimeError):
 
     run: Any = None
     lines: Sequence[str] = ()
+    __notes__: list[str]
 
     @classmethod
     def of(cls, run: Any, headline: str, lines: Sequence[str]) -> RunFailed:
         error = cls(headline)
         error.run = run
         error.lines = tuple(lines)
+        error.__notes__ = ["\n".join(lines)] if lines else []  # what plain Python, from 3.11 on, prints below the message
         return error
 
     def _render_traceback_(self) -> list[str]:

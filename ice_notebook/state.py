@@ -162,7 +162,11 @@ def _attempt_begun(state: RunState, event: p.AttemptBegun) -> RunState:
 
 
 def _rank_running(state: RunState, event: p.RankRunning) -> RunState:
-    state = state._with_rank(event, phase=RankPhase.RUNNING)
+    def running(attempt: Attempt) -> Attempt:
+        rank = attempt.ranks.get(event.rank)
+        return attempt if rank is None or rank.phase.is_final else attempt.with_rank(event.rank, phase=RankPhase.RUNNING)
+
+    state = state._with_attempt(event.attempt, running)
     attempt = state.attempt
     if state.phase is Phase.STARTING and attempt and all(r.phase is not RankPhase.STARTING for r in attempt.ranks.values()):
         return replace(state, phase=Phase.RUNNING)
@@ -194,7 +198,8 @@ def _rank_exited(state: RunState, event: p.RankExited) -> RunState:
 
 def _attempt_failed(state: RunState, event: p.AttemptFailed) -> RunState:
     state = state._with_attempt(event.attempt, lambda attempt: replace(attempt, root=event.root, failed_at=event.at))
-    if event.restarting and state.phase is not Phase.STOPPING:
+    is_newest = state.attempt is not None and state.attempt.number == event.attempt
+    if event.restarting and is_newest and state.phase is not Phase.STOPPING:
         return replace(state, phase=Phase.RESTARTING)
     return state
 

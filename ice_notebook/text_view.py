@@ -119,12 +119,14 @@ class TextView:
             # First the state: what ranks printed before they ended is in the logs when the state says that they did.
             state = self._run.state
             is_final = state.phase.is_final
-            notes = self._read(now) if self._allowance.refill(now) or is_final else {}
-            old, new = self._printable(now, notes, _world_size(self._run.plan, state), is_final=is_final)
+            opening = self._news([("opening", _opening(self._run.plan, state))])
             restarts = self._news(_restart_lines(self._run.plan, state))
-            self._put(self._news([("opening", _opening(self._run.plan, state))]))
-            self._put([*old, *restarts, *new])
-            self._put(self._news(_end_lines(self._run.plan, state)))
+            ends = self._news(_end_lines(self._run.plan, state))
+            # What a rank printed comes before what became of it.
+            notes = self._read(now) if self._allowance.refill(now) or restarts or ends else {}
+            size = _world_size(self._run.plan, state)
+            old, new = self._printable(now, notes, size, all_old=bool(restarts or ends), all_new=bool(ends))
+            self._put([*opening, *old, *restarts, *new, *ends])
             self._is_over = is_final
             return None if is_final else self._wanted(now)
 
@@ -138,9 +140,10 @@ class TextView:
             if chunk.first > rank.end:
                 rank.skipped[chunk.first] = chunk.first - rank.end
             for number, text in enumerate(chunk.lines, chunk.first):
-                if text.startswith(NOTE):
+                if text.startswith(NOTE + "attempt "):  # said once for all ranks, with what failed
                     notes[chunk.rank] = number
                     continue
+                text = text.removeprefix(NOTE)  # noqa: PLW2901
                 line = rank.lines.setdefault(number, _Line(text, now, now))
                 if line.text != text:
                     line.text, line.changed_at = text, now
@@ -148,23 +151,30 @@ class TextView:
             self._allowance.spend(chunk)
         return notes
 
-    def _printable(self, now: float, notes: dict[int, int], world_size: int, *, is_final: bool) -> tuple[list[str], list[str]]:
-        """Return the lines to be printed, those of ranks' older attempts first."""
+    def _printable(
+        self, now: float, notes: dict[int, int], world_size: int, *, all_old: bool, all_new: bool
+    ) -> tuple[list[str], list[str]]:
+        """Return the lines to be printed: those from before a restart, and those after it. Of either, all, or only those that are due."""
         old: list[str] = []
         new: list[str] = []
         width = len(str(world_size - 1))
         for number, rank in sorted(self._ranks.items()):
             begins = notes.get(number)
             label = f"[{number:>{width}}]"
-            due = [n for n in sorted(rank.lines) if is_final or self._is_due(rank, n, now) or (begins is not None and n < begins)]
+            due = [
+                n
+                for n in sorted(rank.lines)
+                if self._is_due(rank, n, now) or all_new or (n < begins if begins is not None else all_old)
+            ]
             # What stands above a line that is printed comes before it: a bar that is full, and is followed by the next epoch's words.
             last = max((n for n in due if not rank.lines[n].text.startswith(REDRAWN)), default=-1)
             due = sorted({*due, *(n for n in rank.lines if n < last)})
             for n in due:
                 into = new if begins is not None and n >= begins else old
                 into += [f"{label} {text}".rstrip() for text in self._take(rank, n, now)]
-            if is_final:
+            if all_new:
                 new += [f"{label} {_not_shown(n)}" for n in rank.skipped.values()]
+                rank.skipped.clear()
             for n in [n for n, line in rank.lines.items() if n < rank.end - LIVE_LINES and line.printed == line.text]:
                 del rank.lines[n]
         return old, new

@@ -293,7 +293,7 @@ def _full_traceback(error: BaseException, labels: Mapping[str, str]) -> str:
     except Exception as problem:  # a class may lie about anything that traceback reads, __cause__ and __notes__ included
         frames = "".join(traceback.format_tb(tb))
         text = f"{frames}{type(error).__name__} (its traceback cannot be written in full: {type(problem).__name__})\n"
-    return cut_middle(_sendable(_labelled(text, labels)), TRACEBACK_BYTES)
+    return cut_middle(_sendable(_labelled(text.rstrip("\n"), labels)), TRACEBACK_BYTES)
 
 
 def _labelled(text: str, labels: Mapping[str, str]) -> str:

@@ -45,8 +45,7 @@ class Outcome:
     """What a cell has shown."""
 
     outputs: list[dict[str, Any]] = field(default_factory=list)  # messages' contents, with their type under "type"
-    status: str = ""
-    reply: dict[str, Any] = field(default_factory=dict)
+    number: int = 0  # the cell's, as in In[number]
 
     @property
     def text(self) -> str:
@@ -107,6 +106,8 @@ class Kernel:
             if message["parent_header"].get("msg_id") != request:
                 continue
             kind, content = message["msg_type"], message["content"]
+            if kind == "execute_input":
+                outcome.number = content["execution_count"]
             if kind in {"stream", "display_data", "execute_result", "error"}:
                 outcome.outputs.append({"type": kind, **content})
             if kind == "status" and content["execution_state"] == "idle":

@@ -161,7 +161,7 @@ class Rank:
         # Told before anything that takes time: siblings notice the broken connection at once, and the first report counts.
         self._tell("failed", p.encode(failure))
         with contextlib.suppress(OSError):
-            print(failure.traceback, file=sys.stderr, flush=True)
+            print(failure.traceback.rstrip("\n"), file=sys.stderr, flush=True)
         self._keep(error, failure)
         return code
 

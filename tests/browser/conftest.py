@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # jupyterlab.py
+sys.path.insert(0, str(Path(__file__).parent))  # harness.py
 
-from jupyterlab import Browser, JupyterLab, NotebookPage
+from harness import Browser, JupyterLab, NotebookPage
 
 
 @pytest.fixture(scope="session")

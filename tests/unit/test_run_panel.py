@@ -10,7 +10,6 @@ import comm
 import ipykernel.kernelapp  # noqa: F401 - it chooses the class of comms when it is imported; a test chooses later
 import pytest
 from comm.base_comm import BaseComm
-
 from fake_run import FAILURE, FakeRun, begun, failed, make_plan, out, returned, value
 
 from ice_notebook import protocol as p

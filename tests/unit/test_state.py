@@ -126,13 +126,11 @@ def test_late_events_of_an_old_attempt_change_that_attempt_only() -> None:
         assert after.attempts[0] != before.attempts[0]
 
 
-@pytest.mark.xfail(strict=True, reason="_attempt_failed looks at no attempt number")
 def test_a_late_failure_of_an_old_attempt_does_not_turn_a_running_one_back_into_a_restart() -> None:
     history = History(2).begin().fails(1).group_fails(1, restarting=True).begin()
     assert history.state.apply(p.AttemptFailed(at=9.0, attempt=0, root=0, restarting=True)).phase is Phase.RUNNING
 
 
-@pytest.mark.xfail(strict=True, reason="_rank_running overwrites any phase")
 def test_a_rank_that_is_over_does_not_run_again() -> None:
     history = History(2).begin().fails(1).add(p.RankRunning, attempt=0, rank=1)
     assert history.state.ranks[1].phase is RankPhase.FAILED

@@ -193,6 +193,23 @@ def test_a_restart_stands_between_the_lines_of_its_attempts() -> None:
     ]
 
 
+def test_what_a_rank_printed_last_comes_before_what_became_of_it() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    screen.after(0.1)
+    run.says(1, "last words")
+    run.says(0, "\r3/10")
+    run.history.fails(1).group_fails(1, restarting=True)
+    assert screen.after(0.1) == [
+        "[0] 3/10",
+        "[1] last words",
+        "restart 1/3: rank 1 failed: ValueError: bad loss (Cell In[3], line 4)",
+    ]
+    run.history.begin().fails(0).group_fails(0)
+    run.says(0, "second words")
+    assert screen.after(0.1) == ["[0] second words", "rank 0 failed: ValueError: bad loss (Cell In[3], line 4)"]
+
+
 def test_a_restart_is_told_when_the_group_fails_and_not_again() -> None:
     run = FakeRun()
     screen = Screen(run)
@@ -292,15 +309,17 @@ def test_long_lines_are_bounded_by_their_bytes() -> None:
     assert len(screen.stream.getvalue()) < 4 * text_view.BYTES_PER_S
 
 
-def test_lines_that_the_agent_left_out_are_counted() -> None:
+def test_output_that_the_agent_left_out_is_told_in_its_place() -> None:
     run = FakeRun()
     screen = Screen(run)
     run.says(0, "one\n")
     screen.after(1)
     run.says(0, "two\n", missed=9500)
-    assert screen.after(1) == ["[0] … 9,500 lines not shown (in the log files)", "[0] two"]
-    run.says(0, "three\n", missed=1)
-    assert screen.after(1) == ["[0] … 1 line not shown (in the log files)", "[0] three"]
+    lines = screen.after(1)
+    assert lines[1:] == ["[0] two"]
+    assert lines[0].startswith("[0] … ")
+    assert "not shown" in lines[0]
+    assert "\x01" not in screen.stream.getvalue()
 
 
 def test_what_nobody_prints_is_bounded() -> None:

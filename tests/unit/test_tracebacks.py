@@ -177,7 +177,7 @@ def test_the_traceback_is_pythons_with_cells_by_their_names(cells: Cells) -> Non
     text = failure.traceback
     assert 'File "Cell In[1]", line 3, in step\n    raise ValueError("bad loss")' in text
     assert "The above exception was the direct cause of the following exception:" in text
-    assert text.endswith("KeyError: 'x'\n")
+    assert text.endswith("KeyError: 'x'")
     assert "ipykernel_4242" not in text
 
 
