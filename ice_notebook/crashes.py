@@ -11,7 +11,9 @@ from ice_notebook import exits
 from ice_notebook import protocol as p
 
 # What faulthandler writes when a process dies of a signal: the current thread first, innermost frame first.
-_CURRENT_THREAD = re.compile(r"^(?:Current thread|Thread) \S+ (?:\[.*?\] )?\(most recent call first\):\n((?:  File .*\n)+)", re.MULTILINE)
+_CURRENT_THREAD = re.compile(
+    r"^(?:Current thread|Thread) \S+ (?:\[.*?\] )?\(most recent call first\):\n((?:  File .*\n)+)", re.MULTILINE
+)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$', re.MULTILINE)
 _FATAL = "Fatal Python error"
 _AROUND = 2  # lines of context before and after the failing one
@@ -77,7 +79,9 @@ def _read_crash(stacks: Path, sources: Path) -> tuple[tuple[p.Frame, ...], p.Exc
         lines = source.splitlines()
         excerpt = excerpt or _excerpt(label, lines, line)
         frames.append(
-            p.Frame(where=label, line=line, function=match["function"], source=lines[line - 1].strip() if line <= len(lines) else "")
+            p.Frame(
+                where=label, line=line, function=match["function"], source=lines[line - 1].strip() if line <= len(lines) else ""
+            )
         )
         crash = crash.replace(f'File "{file}"', label)
     return tuple(reversed(frames)), excerpt, crash

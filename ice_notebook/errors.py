@@ -333,7 +333,9 @@ class ResultError(IceNotebookError, RuntimeError):
 
     @classmethod
     def not_kept(cls, rank: int) -> ResultError:
-        return cls(f"The value of rank {rank} was not kept: it lived as long as its Run object. run.save() brings values into the run folder.")
+        return cls(
+            f"The value of rank {rank} was not kept: it lived as long as its Run object. run.save() brings values into the run folder."
+        )
 
     @classmethod
     def no_run(cls, folder: object) -> ResultError:

@@ -19,7 +19,7 @@ from ice_notebook.options import Surface
 from ice_notebook.planning import check_platform, make_plan
 from ice_notebook.run import Run
 from ice_notebook.store import RunFolder
-from ice_notebook.watching import open_view, watch
+from ice_notebook.watching import choose_ui, open_view, watch
 
 if TYPE_CHECKING:
     import torch
@@ -128,10 +128,16 @@ class ElasticLauncher(context.Context):
             raise LaunchError.in_rank(context.RankContext().rank)
         check_platform()
         options = self.freeze().options
+        ui = choose_ui(options.ui)
         with _prepare_run(options, task, name) as run:
             on_run(run)
-            view = open_view(run, options.ui, waits=waits)
             run._start(lambda: AgentProcess(run.plan, RunFolder(run.folder)))
+        try:
+            # After the start: agent and ranks import torch while widgets are imported here.
+            view = open_view(run, ui, waits=waits)
+        except BaseException:  # an interrupt among others: nobody would watch the run
+            run.kill()
+            raise
         if waits:
             watch(run, view)
         return run

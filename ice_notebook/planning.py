@@ -11,8 +11,8 @@ from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
 from ice_notebook.environment import rank_environment
 from ice_notebook.errors import LaunchError
-from ice_notebook.options import streams_of_rank
 from ice_notebook.launch_options import LaunchOptions
+from ice_notebook.options import streams_of_rank
 from ice_notebook.store import RunFolder
 
 

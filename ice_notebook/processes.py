@@ -110,7 +110,9 @@ def _carries(pid: int, markers: Collection[str]) -> bool:
         return False
     prefix = f"{MARKER}=".encode()
     carried = next((variable.removeprefix(prefix).decode() for variable in variables if variable.startswith(prefix)), None)
-    return not is_zombie and carried is not None and any(carried == marker or carried.startswith(f"{marker}:") for marker in markers)
+    return (
+        not is_zombie and carried is not None and any(carried == marker or carried.startswith(f"{marker}:") for marker in markers)
+    )
 
 
 def _is_resource_tracker(pid: int) -> bool:

@@ -319,12 +319,15 @@ def _exit_words(state: RunState, rank: RankState, root: int | None) -> str:
     if rank.note:
         return plain(rank.note)
     failed = rank.failure is not None and not _is_echo(rank, root)
-    if rank.exit_code is None or not (failed or state.phase is Phase.SUCCEEDED):
+    code = rank.exit_code
+    if failed and rank.failure is not None and rank.failure.exit_code is not None:
+        code = rank.failure.exit_code  # a rank that raised may be ended by us while it still prints its traceback
+    if code is None or not (failed or state.phase is Phase.SUCCEEDED):
         return ""
     try:
-        return str(rank.exit_code) if rank.exit_code >= 0 else signal.Signals(-rank.exit_code).name
+        return str(code) if code >= 0 else signal.Signals(-code).name
     except ValueError:
-        return f"signal {-rank.exit_code}"
+        return f"signal {-code}"
 
 
 def _failure_html(plan: Plan, state: RunState) -> list[str]:

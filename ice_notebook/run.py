@@ -8,6 +8,7 @@ import selectors
 import shutil
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -58,9 +59,8 @@ class Run:
         self._answer_until: float | None = None
         self._loaded: dict[tuple[int, int], Any] = {}
         self._loading = threading.Lock()
-        self._lock = folder.lock()
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._finalizer = weakref.finalize(self, _release, plan.run_id, self._lock, self._wake_reader, self._wake_writer)
+        weakref.finalize(self, _release, folder.lock(), self._wake_reader, self._wake_writer)
 
     # ---- how it stands
 
@@ -264,9 +264,19 @@ class Run:
     # ---- the thread
 
     def _start(self, start_agent: Callable[[], AgentProcess]) -> None:
-        """Begin: called once, by the launcher."""
+        """Begin: called once, by the launcher. From here on the values on shared memory live as long as this object or this process."""
         self._agent = start_agent()
-        threading.Thread(target=self._follow, name=f"ice-run-{self.id}", daemon=True).start()
+        weakref.finalize(self, _drop_values, self.id, os.getpid())
+        threading.Thread(target=self._run_thread, name=f"ice-run-{self.id}", daemon=True).start()
+
+    def _run_thread(self) -> None:
+        try:
+            self._follow()
+        except BaseException:  # a fault of ours: the run must not go on unseen, nor anybody wait for it for ever
+            self._log_fault()
+            if self._agent is not None:
+                self._agent.kill()
+                self._close_agent()
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # enough wake-ups are under way
@@ -368,7 +378,9 @@ class Run:
                 continue
             again_s = self._update(view)
             with self._changed:
-                self._views = [(v, now + again_s if again_s is not None else _NEVER) if v is view else (v, at) for v, at in self._views]
+                self._views = [
+                    (v, now + again_s if again_s is not None else _NEVER) if v is view else (v, at) for v, at in self._views
+                ]
         with self._changed:
             self._changed.notify_all()
 
@@ -376,11 +388,12 @@ class Run:
         try:
             return view.update()
         except Exception:  # a view's fault must not end the run's only thread; the view shows its own errors
-            import traceback  # noqa: PLC0415
-
-            with contextlib.suppress(OSError), open(self._folder.agent_log, "a", encoding="utf-8") as log:
-                traceback.print_exc(file=log)
+            self._log_fault()
             return None
+
+    def _log_fault(self) -> None:
+        with contextlib.suppress(OSError), open(self._folder.agent_log, "a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
 
 
 _ENDED = object()
@@ -440,8 +453,13 @@ def report_of_agent(exit_code: int) -> str:
     return f"the agent ended with signal {-exit_code}" if exit_code < 0 else f"the agent ended with exit code {exit_code}"
 
 
-def _release(run_id: str, lock: Any, *descriptors: int) -> None:
-    store.remove_shared_dir(run_id)
-    lock.close()
+def _release(lock: Any, *descriptors: int) -> None:
+    if lock is not None:
+        lock.close()
     for fd in descriptors:
         os.close(fd)
+
+
+def _drop_values(run_id: str, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child that ends has nothing to drop
+        store.remove_shared_dir(run_id)

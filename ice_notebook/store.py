@@ -133,7 +133,8 @@ class RunFolder:
     # ---- plan and journal
 
     def write_plan(self, plan: p.Plan) -> None:
-        write_atomically(self.plan_file, msgspec.json.format(p.encode(plan), indent=1))
+        """Write the plan without the ranks' environment, which may hold passwords."""
+        write_atomically(self.plan_file, msgspec.json.format(p.encode(p.replace(plan, environment={})), indent=1))
 
     def read_plan(self) -> p.Plan:
         return p.decode(self.plan_file.read_bytes(), p.Plan)
@@ -149,10 +150,13 @@ class RunFolder:
     def open_journal(self) -> Journal:
         return Journal(self.journal_file)
 
-    def lock(self) -> IO[bytes]:
-        """Hold the folder as long as the returned file is open: a held folder is not pruned."""
-        handle = (self.path / "lock").open("ab")
-        with contextlib.suppress(OSError):  # a second watcher shares what the first one holds
+    def lock(self) -> IO[bytes] | None:
+        """Hold the folder as long as the returned file is open: a held folder is not pruned. Several may hold it; None where none can."""
+        try:
+            handle = (self.path / "lock").open("ab")
+        except OSError:  # somebody else's folder, or a copy on a disc: nobody prunes that
+            return None
+        with contextlib.suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return handle
 

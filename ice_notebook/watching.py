@@ -13,22 +13,27 @@ from ice_notebook.state import Phase
 _FLUSH_S = 0.1  # a text view prints from the main thread, at most this late
 
 
-def open_view(run: Run, ui: str, *, waits: bool) -> Any:
-    """Return the view of a run, shown and subscribed; None without one. Call it from the main thread.
+def choose_ui(ui: str) -> str:
+    """Return which view `ui` means here: widget, text or none.
 
     Raises:
         OptionError: a widget was asked for where there is no page.
     """
+    if ui == "widget" and not notebook.has_page():
+        raise OptionError.refused("ui", ui, "there is no notebook page here; use text or none.")
     if ui == "auto":
-        ui = "widget" if notebook.has_page() else "text"
+        return "widget" if notebook.has_page() else "text"
+    return ui
+
+
+def open_view(run: Run, ui: str, *, waits: bool) -> Any:
+    """Return the view of a run, shown and subscribed; None without one. Call it from the main thread."""
     if ui == "none":
         return None
     if ui == "text":
         from ice_notebook.text_view import TextView  # noqa: PLC0415
 
         view: Any = TextView(run, sys.stdout)
-    elif not notebook.has_page():
-        raise OptionError.refused("ui", ui, "there is no notebook page here; use text or none.")
     else:
         # Widgets take time to import, and need a page.
         from ice_notebook.widgets.run_panel import RunPanel  # noqa: PLC0415

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,19 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = HANG_S) -> Any:
 def left_of(marker: str) -> list[int]:
     """Return the processes of a run that are still there. They are found by the marker in their environment, never by a name."""
     return processes.find_marked(marker)
+
+
+def wait_printed(run: Any, text: str, ranks: Iterable[int] | None = None, attempt: int | None = None) -> None:
+    """Wait until every rank, or each of those given, has printed a text."""
+
+    def is_printed() -> bool:
+        assert not run.done(), f"the run is over, and not all ranks have printed {text!r}: {run}"
+        attempts = [each.number for each in run.state.attempts]
+        if not attempts or (attempt is not None and attempt not in attempts):
+            return False
+        return all(text in run.output(rank, attempt) for rank in (range(run.world_size) if ranks is None else ranks))
+
+    wait_until(is_printed)
 
 
 def python(code: str, *args: str, **options: Any) -> subprocess.Popen[str]:

@@ -31,6 +31,7 @@ ACCEPT_WAIT_S = 30.0  # a rank that is up answers `go` in milliseconds; this lon
 REPORT_WINDOW_S = 0.5  # siblings of a failed rank may say what happened to them before they are ended
 HANG_UP_WAIT_S = 0.5  # between the end of a rank's socket and the end of its process
 EXIT_BARRIER_S = 30
+TIMEOUT = "timeout"  # the reason of a stop by the clock, as the report knows it
 
 
 class IceAgent(LocalElasticAgent):
@@ -178,9 +179,7 @@ class RankContext:
                 io.condition.wait_for(condition, timeout_s)
 
         grace_s = self._plan.grace if stop is None or stop.grace_s is None else stop.grace_s
-        processes.stop_ladder(
-            self._ranks, wait, ask=stop is not None and stop.ask, grace_s=grace_s, is_urgent=lambda: io.is_urgent
-        )
+        processes.stop_ladder(self._ranks, wait, ask=stop is not None and stop.ask, grace_s=grace_s, is_urgent=lambda: io.is_urgent)
         self._agent.swept += processes.sweep(*[rank.marker for rank in self._ranks])
         for rank in self._ranks:
             processes.kill_group(rank)
@@ -206,7 +205,9 @@ class RankContext:
                     raise RuntimeError(f"a rank cannot be started: {io.error}")
                 if dead():
                     printed = bytes(dead()[0].terminal.early).decode(errors="replace").strip()
-                    raise RuntimeError(f"a rank ended while it was getting ready: {_how_it_ended(dead()[0])}. It printed: {printed}")
+                    raise RuntimeError(
+                        f"a rank ended while it was getting ready: {_how_it_ended(dead()[0])}. It printed: {printed}"
+                    )
                 io.condition.wait(POLL_S)
             return ready()[:count]
 
@@ -306,8 +307,7 @@ def run_elastic(plan: p.Plan, folder: RunFolder, io: AgentIO) -> tuple[p.Outcome
         outcome = p.Outcome.FAILED if result is None or result.is_failed() else p.Outcome.SUCCEEDED
     except SignalException:
         assert io.stop is not None
-        is_timeout = io.stop.reason.startswith("stopped after timeout")
-        outcome, reason = (p.Outcome.FAILED if is_timeout else p.Outcome.STOPPED), io.stop.reason
+        outcome, reason = p.Outcome.FAILED if io.stop.reason == TIMEOUT else p.Outcome.STOPPED, io.stop.reason
     return outcome, reason, agent.swept
 
 
@@ -317,6 +317,6 @@ def start_clock(plan: p.Plan, io: AgentIO) -> None:
         return
     import threading  # noqa: PLC0415
 
-    timer = threading.Timer(plan.timeout, io.request_stop, [StopRequest(f"stopped after timeout={plan.timeout:g} s")])
+    timer = threading.Timer(plan.timeout, io.request_stop, [StopRequest(TIMEOUT)])
     timer.daemon = True
     timer.start()

@@ -7,6 +7,7 @@ import os
 import select
 import selectors
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -69,7 +70,10 @@ class AgentIO(threading.Thread):
     def record(self, event: Any) -> None:
         """Write an event to the journal and tell the kernel."""
         with self._recording:
-            self._journal.append(event)
+            try:
+                self._journal.append(event)
+            except OSError as error:  # the disk is full: the run goes on, and the kernel hears of it
+                print(f"not in the journal: {event}: {error}", file=sys.stderr)  # noqa: T201 - agent.log
             self.outbox.post("event", p.encode(event))
 
     @property
@@ -144,6 +148,10 @@ class AgentIO(threading.Thread):
         self.outbox.start()
         self._selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
         self._selector.register(self._kernel, selectors.EVENT_READ, self._on_kernel)
+        # Its process too: a child that the kernel has forked holds the socket open beyond the kernel's end.
+        with contextlib.suppress(OSError):  # gone already: the socket has ended
+            self._kernel_pidfd = os.pidfd_open(self.plan.kernel_pid)
+            self._selector.register(self._kernel_pidfd, selectors.EVENT_READ, self._on_kernel_exit)
         self._selector.register(self._terminals, selectors.EVENT_READ, self._on_terminals)
         is_resting = False
         while True:
@@ -191,10 +199,7 @@ class AgentIO(threading.Thread):
             frames = self._kernel.receive_ready()
         except (EOFError, OSError):
             self._selector.unregister(self._kernel)
-            if self._is_over:
-                return
-            # Attached: without its kernel the run ends, and quickly, because whoever killed the kernel waits for the devices.
-            self.request_stop(StopRequest("kernel gone", ask=False, grace_s=1.0))
+            self._lose_kernel()
             return
         for frame in frames:
             if frame.kind == "stop":
@@ -204,6 +209,16 @@ class AgentIO(threading.Thread):
                     with self.condition:
                         self.is_urgent = True
                         self.condition.notify_all()
+
+    def _on_kernel_exit(self) -> None:
+        self._selector.unregister(self._kernel_pidfd)
+        self._lose_kernel()
+
+    def _lose_kernel(self) -> None:
+        if self._is_over:
+            return
+        # Attached: without its kernel the run ends, and quickly, because whoever killed the kernel waits for the devices.
+        self.request_stop(StopRequest("kernel gone", ask=False, grace_s=1.0))
 
     # ---- what ranks say
 
@@ -326,7 +341,9 @@ class AgentIO(threading.Thread):
             if rank.rank >= 0 and rank.stage is Stage.ACCEPTED:
                 if not rank.has_reported_before_exit and not self.is_ending:
                     self._fail(rank, self._failure_from_exit(rank, code))
-                note = f"left with exit code {code} after its value was written" if rank.has_returned and code else ""
+                # Once the others are being ended it is our own signal that the code tells of.
+                is_news = rank.has_returned and code != 0 and not self.is_ending
+                note = f"left with exit code {code} after its value was written" if is_news else ""
                 self.record(p.RankExited(at=time.time(), attempt=rank.attempt, rank=rank.rank, exit_code=code, note=note))
             self.condition.notify_all()
 

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,11 @@ class Rank:
 
     def run(self) -> None:
         """Do the work and leave the process."""
-        self._take_place()
-        self._channel.send("accepted")  # from here on this process's end is the run's affair
-        threading.Thread(target=self._watch_agent, name="ice-control", daemon=True).start()
-        signal.signal(signal.SIGINT, self._on_interrupt)
         try:
+            self._take_place()
+            signal.signal(signal.SIGINT, self._on_interrupt)
+            self._tell("accepted")  # from here on this process's end is the run's affair, and it may be asked to stop
+            threading.Thread(target=self._watch_agent, name="ice-control", daemon=True).start()
             code = self._work()
         except BaseException as error:
             # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
@@ -125,7 +126,10 @@ class Rank:
                 raise
             value = None
         self._return(value)
-        group.destroy()
+        try:
+            group.destroy()
+        except Exception:  # the value is there: what goes wrong now is worth a line, and not the run
+            traceback.print_exc()
         return 0
 
     def _return(self, value: Any) -> None:
@@ -153,6 +157,16 @@ class Rank:
         if self._is_asked_to_stop and isinstance(error, KeyboardInterrupt):
             self._tell("stopped")
             return _EXIT_INTERRUPTED
+        # The agent ends a failed attempt at once. What is written here is what a person looks for, so it is finished first; SIGKILL bounds it.
+        terminated: list[int] = []
+        before = signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
+        code = self._report(error)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        if terminated:
+            os._exit(code)
+        return code
+
+    def _report(self, error: BaseException) -> int:
         from ice_notebook import tracebacks  # noqa: PLC0415
 
         code = _exit_code(error)
@@ -230,5 +244,3 @@ def _leave(code: int) -> None:
                 stream.flush()
         guards.libc.fflush(None)
         os._exit(code)
-
-

@@ -685,6 +685,9 @@ class View {
     this.output.addEventListener('scroll', () => this.drawPanes(), { passive: true });
     this.sizes = new ResizeObserver(() => this.ask());
     this.sizes.observe(this.output);
+    // Frames do not inherit the theme. Its style sheet may come a little after its name.
+    this.theme = new MutationObserver(() => [0, 500].forEach((pause) => setTimeout(() => this.ask(), pause)));
+    this.theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-vscode-theme-id', 'class'] });
     outer.append(this.root);
     link.views.add((this.wake = () => this.ask()));
     this.draw();
@@ -693,6 +696,7 @@ class View {
   close() {
     this.link.views.delete(this.wake);
     this.sizes.disconnect();
+    this.theme.disconnect();
     cancelAnimationFrame(this.due);
     this.root.remove();
   }
@@ -746,7 +750,7 @@ class View {
     set(this.output, { hidden: open !== 'Output' });
     set(this.results, { hidden: open !== 'Results' });
     set(this.failure, { hidden: open !== 'Failure' });
-    this.fill(this.results, JSON.stringify(state.results), () => drawResults(state));
+    this.fill(this.results, getComputedStyle(this.root).color + JSON.stringify(state.results), () => drawResults(state));
     this.fill(this.failure, JSON.stringify(state.failures), () => drawFailure(state));
     if (open === 'Output') this.drawOutput(state);
   }

@@ -308,7 +308,9 @@ def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
         "banner": banner(plan, state),
         "ranks": shown,
         "results": _results(ranks),
-        "failures": [_failure(rank, failure, ranks[rank], is_root=i == 0) for i, (rank, failure) in enumerate(state.failures.items())],
+        "failures": [
+            _failure(rank, failure, ranks[rank], is_root=i == 0) for i, (rank, failure) in enumerate(state.failures.items())
+        ],
     }
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import Locator, Page, Request, sync_playwright
 
 REPOSITORY = Path(__file__).parents[2]
 CHROMIUM_ARGUMENTS = [
@@ -218,10 +218,18 @@ class NotebookPage:
         self.console: list[str] = []
         self.errors: list[str] = []
         self.foreign: list[str] = []
+        self.forbidden: list[str] = []
         own = (lab.url, lab.url.replace("http", "ws", 1), "data:", "blob:", "about:")
         page.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith(own) else self.foreign.append(request.url))
+        page.on("requestfailed", self._failed)
+
+    def _failed(self, request: Request) -> None:
+        # A request that the page's own policy forbids is announced, and never leaves the browser.
+        if request.failure == "csp" and request.url in self.foreign:
+            self.foreign.remove(request.url)
+            self.forbidden.append(request.url)
 
     def close(self) -> None:
         self.page.close()

@@ -177,7 +177,7 @@ def test_values_are_shown_and_their_html_cannot_run(open_notebook):
     frame = page.output(1).frame_locator("iframe")
     frame.get_by_text("bold").wait_for()
     assert page.page.evaluate("() => [document.title === 'taken', window.hacked || 0]") == [False, 0]
-    assert page.foreign == []
+    assert (page.foreign, page.forbidden) == ([], ["http://192.0.2.1/x.png"])
 
 
 def test_a_failure_opens_by_itself_with_the_failing_line(open_notebook):
