@@ -16,7 +16,7 @@ from ice_notebook.descriptions import describe_text
 from ice_notebook.errors import CellError, FrozenError, LaunchError
 from ice_notebook.launch_options import TABLE, LaunchOptions
 from ice_notebook.options import Surface
-from ice_notebook.planning import check_platform, make_plan
+from ice_notebook.planning import check_platform, make_plan, warn_of_own_memory
 from ice_notebook.run import Run
 from ice_notebook.store import RunFolder
 from ice_notebook.watching import choose_ui, open_view, watch
@@ -128,7 +128,7 @@ class ElasticLauncher(context.Context):
             raise LaunchError.in_rank(context.RankContext().rank)
         check_platform()
         options = self.freeze().options
-        ui = choose_ui(options.ui)
+        ui = choose_ui(options.ui, waits=waits)
         with _prepare_run(options, task, name) as run:
             on_run(run)
             run._start(lambda: AgentProcess(run.plan, RunFolder(run.folder)))
@@ -199,6 +199,7 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
     """
     _clean_up_once()
     devices = options.resolve_devices(_inventory(options))
+    warn_of_own_memory(devices)
     prepared = pickles.prepare(
         task,
         devices=pickles.DeviceTensors.TO_ASSIGNED if devices.device_type == "cuda" else pickles.DeviceTensors.REFUSE,

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import warnings
 
 from ice_notebook import agents, processes
 from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
 from ice_notebook.environment import rank_environment
-from ice_notebook.errors import LaunchError
+from ice_notebook.errors import LaunchError, format_size
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.options import streams_of_rank
 from ice_notebook.store import RunFolder
+
+OWN_MEMORY_BYTES = 64 << 20  # less than this is the CUDA context of a notebook that once said hello to the GPU
 
 
 def check_platform() -> None:
@@ -24,6 +27,23 @@ def check_platform() -> None:
     """
     if not sys.platform.startswith("linux") or not hasattr(os, "pidfd_open"):
         raise LaunchError.platform(sys.platform)
+
+
+def warn_of_own_memory(devices: ResolvedDevices) -> None:
+    """Warn when this process itself holds memory on a GPU that the ranks are to use: the commonest reason why they run out of it."""
+    torch = sys.modules.get("torch")
+    if devices.device_type != "cuda" or torch is None or not torch.cuda.is_initialized():
+        return
+    for name in dict.fromkeys(rank.name for rank in devices.ranks):
+        index = name.removeprefix("cuda:")
+        held = torch.cuda.memory_reserved(int(index)) if index.isdigit() and int(index) < torch.cuda.device_count() else 0
+        if held > OWN_MEMORY_BYTES:
+            warnings.warn(
+                f"This notebook itself holds {format_size(held)} on {name}, which the ranks cannot use: "
+                "delete its tensors there and call torch.cuda.empty_cache().",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def make_plan(options: LaunchOptions, devices: ResolvedDevices, *, run_id: str, name: str, kind: str, folder: RunFolder) -> p.Plan:

@@ -292,7 +292,7 @@ def format_html(plan: Plan, state: RunState, tails: Mapping[int, Sequence[str]])
         parts += _within(_failure_html(plan, state), _FAILURE_BYTES)
         parts += _table_html(state)
         parts += _within(_result_html(state), _RESULT_BYTES)
-        parts += _within(_tail_html(tails), _TAIL_BYTES)
+        parts += _within(_tail_html(state, tails), _TAIL_BYTES)
     else:
         parts.append(
             '<div class="ice-quiet">It had not ended when this was drawn; the run shows itself again in any later cell.</div>'
@@ -374,7 +374,18 @@ def _value_html(value: Value, limit: int) -> str:
     return _element("pre", value.text, "", limit)
 
 
-def _tail_html(tails: Mapping[int, Sequence[str]]) -> list[str]:
+def lines_wanted(rank: RankState) -> int:
+    """Return how many last lines of a rank `format_html` is to be given: those that it shows, and the traceback that it leaves out."""
+    return TAIL_LINES + (rank.failure.traceback.count(NEWLINE) + 1 if rank.failure is not None else 0)
+
+
+def _tail_html(state: RunState, tails: Mapping[int, Sequence[str]]) -> list[str]:
+    tails = {
+        rank: _without_traceback(lines, known.failure)
+        if (known := state.ranks.get(rank)) is not None and known.failure is not None
+        else lines
+        for rank, lines in tails.items()
+    }
     ranks = [rank for rank in sorted(tails) if tails[rank]][:RANKS_SHOWN]
     parts = []
     for rank in ranks:
@@ -382,6 +393,27 @@ def _tail_html(tails: Mapping[int, Sequence[str]]) -> list[str]:
         lines = _within([_escaped(line, room // 2) for line in reversed(tails[rank][-TAIL_LINES:])], room - 60, more=lambda _: "…")
         parts.append(f"<details><summary>last lines of rank {rank}</summary><pre>{NEWLINE.join(reversed(lines))}</pre></details>")
     return parts
+
+
+def _without_traceback(lines: Sequence[str], failure: Failure) -> Sequence[str]:
+    """Return what a rank printed before the traceback of its failure.
+
+    The page shows the cause in its own words. The traceback has paths and ports in it, and whether a rank that was stopped because of
+    another had the time to print one is a matter of chance.
+    """
+    first, *rest = _comparable(failure.traceback.rstrip().split(NEWLINE))
+    have = _comparable(lines)
+    for start in range(len(have) - len(rest), -1, -1):
+        if rest and have[start : start + len(rest)] == rest:
+            # The first line may stand behind a line that had not ended, or was drawn over a progress bar and is not among the lines.
+            begins = start > 0 and have[start - 1].endswith(first)
+            before = [lines[start - 1].rstrip().removesuffix(first)] if begins else []
+            return [*lines[: start - begins], *(line for line in before if line)]
+    return lines
+
+
+def _comparable(lines: Iterable[str]) -> list[str]:
+    return [" ".join(plain(line[:1000]).split()) for line in lines]
 
 
 def _element(tag: str, text: str, kind: str, limit: int) -> str:

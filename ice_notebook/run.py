@@ -28,7 +28,6 @@ from ice_notebook.store import RunFolder
 VIEW_INTERVAL_S = 0.1  # views are told of changes at most this often
 ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
 LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
-LAST_LINES = 20  # of each rank, in the report
 
 
 class View(Protocol):
@@ -227,7 +226,9 @@ class Run:
         return report.format_text(self.plan, self._state)
 
     def _repr_html_(self) -> str:
-        return report.format_html(self.plan, self._state, {rank: self.logs.tail(rank, LAST_LINES) for rank in self._state.ranks})
+        ranks = self._state.ranks
+        tails = {rank: self.logs.tail(rank, report.lines_wanted(ranks[rank])) for rank in ranks}
+        return report.format_html(self.plan, self._state, tails)
 
     # ---- steps
 

@@ -13,12 +13,16 @@ from ice_notebook.state import Phase
 _FLUSH_S = 0.1  # a text view prints from the main thread, at most this late
 
 
-def choose_ui(ui: str) -> str:
+def choose_ui(ui: str, *, waits: bool) -> str:
     """Return which view `ui` means here: widget, text or none.
 
     Raises:
-        OptionError: a widget was asked for where there is no page.
+        OptionError: a widget was asked for where there is no page, or lines in a notebook from a run that nobody waits for.
     """
+    if ui == "text" and notebook.has_page() and not waits:
+        raise OptionError.conflict(
+            "ui=text", "background", "lines from behind would land in whichever cell is newest. Use ui=widget or none."
+        )
     if ui == "widget" and not notebook.has_page():
         raise OptionError.refused("ui", ui, "there is no notebook page here; use text or none.")
     if ui == "auto":
@@ -33,7 +37,7 @@ def open_view(run: Run, ui: str, *, waits: bool) -> Any:
     if ui == "text":
         from ice_notebook.text_view import TextView  # noqa: PLC0415
 
-        view: Any = TextView(run, sys.stdout)
+        view: Any = TextView(run, sys.stdout, prints=not waits)
     else:
         # Widgets take time to import, and need a page.
         from ice_notebook.widgets.run_panel import RunPanel  # noqa: PLC0415

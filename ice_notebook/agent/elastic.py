@@ -281,7 +281,7 @@ class RankContext:
 
 
 def root_cause(failed: list[RankProcess]) -> RankProcess:
-    """Return the rank that failed first.
+    """Return the rank that failed first; of several that failed in the same way, the lowest, whichever was quicker by chance.
 
     A broken connection is usually the echo of a failure elsewhere, and may be reported before it: a rank that is killed breaks its
     siblings' connections first and is found dead after.
@@ -291,7 +291,10 @@ def root_cause(failed: list[RankProcess]) -> RankProcess:
         assert rank.failure is not None
         return rank.failure.is_communication, rank.failure.at
 
-    return min(failed, key=order)
+    first = min(failed, key=order).failure
+    assert first is not None
+    alike = [rank for rank in failed if rank.failure is not None and rank.failure.headline == first.headline]
+    return min(alike, key=lambda rank: rank.rank)
 
 
 def _how_it_ended(rank: RankProcess) -> str:

@@ -27,15 +27,28 @@ def reasons(run) -> list[str]:
 def test_a_stopped_rank_cleans_up_and_one_blocked_in_native_code_is_terminated(start):
     def work():
         import os
+        import sys
+        import threading
         import time
 
         import torch
         import torch.distributed as dist
 
-        try:
+        def say_when_it_waits():
+            main = threading.main_thread().ident
+            seen, since = None, time.monotonic()
+            while seen is None or time.monotonic() < since + 0.3:
+                frame = sys._current_frames()[main]
+                if (now := (frame.f_code, frame.f_lasti)) != seen or frame.f_code.co_name != "all_reduce":
+                    seen, since = now, time.monotonic()
+                time.sleep(0.001)
             print("ready")
+
+        try:
             if os.environ["RANK"] == "0":
+                threading.Thread(target=say_when_it_waits, daemon=True).start()
                 dist.all_reduce(torch.ones(1))  # the other one never comes
+            print("ready")
             while True:
                 time.sleep(0.01)
         finally:
@@ -54,7 +67,7 @@ def test_a_stopped_rank_cleans_up_and_one_blocked_in_native_code_is_terminated(s
     assert exit_codes(run) == [-signal.SIGTERM, 128 + signal.SIGINT]
     assert reasons(run) == ["stop", "stop"]
     assert repr(run).splitlines() == [
-        "Run: stopped · 2 ranks · cpu:0-1 · restarts 0/0",
+        "Run: stopped · 2 ranks · cpu:0,1 · restarts 0/0",
         "stopped on request",
         "rank 0: stopped",
         "rank 1: stopped",

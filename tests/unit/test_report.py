@@ -307,6 +307,19 @@ def test_only_the_last_20_lines_of_a_rank_are_shown() -> None:
     assert source.rstrip().endswith("line 49</pre></details></div>")
 
 
+def test_the_last_lines_are_those_before_the_printed_traceback() -> None:
+    failure = broken_connection()
+    printed = failure.traceback.rstrip().splitlines()
+    noticed = History().begin().fails(1).fails(0, failure).group_fails(1).exits(0, 1).exits(1, 1).end(p.Outcome.FAILED).state
+    stopped = History().begin().fails(1).group_fails(1).exits(1, -15).exits(0, -15).end(p.Outcome.FAILED).state
+    output = [f"step {n}" for n in range(30)]
+    page = format_html(plan(), noticed, {0: [*output, *printed, "a word at the end"]})
+    assert page == format_html(plan(), stopped, {0: output})
+    assert page == format_html(plan(), noticed, {0: [*output[:-1], output[-1] + printed[0], *printed[1:]]})
+    assert page == format_html(plan(), noticed, {0: [*output, *printed[1:]]})
+    assert report.lines_wanted(noticed.ranks[0]) >= report.TAIL_LINES + len(printed)
+
+
 def test_the_page_of_a_failed_run_shows_the_cells_lines_and_marks_the_failing_one() -> None:
     source = format_html(plan(4), failed().state, {})
     page = Page(source)

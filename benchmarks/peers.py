@@ -1,0 +1,102 @@
+"""The launchers that are compared, each as the cells that a user of it writes."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import textwrap
+import uuid
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from benchmarks.work import Work
+
+N_RANKS = 2
+
+
+class Peer(Protocol):
+    """A launcher. `setup` is the cell that a notebook begins with."""
+
+    name: str
+    title: str
+    setup: str
+    returns_values: bool
+
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:
+        """Return the cell that launches the work on two CPU ranks. `group`: the work needs a process group."""
+
+    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
+        """Return code that launches the work and binds `values`, the ranks' values by rank."""
+
+
+@dataclass(frozen=True)
+class Ours:
+    """A cell with our magic; the process group is made before the function, as by default."""
+
+    name: str = "ours"
+    title: str = "ice_notebook"
+    setup: str = "%load_ext ice_notebook"
+    returns_values: bool = True
+
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:
+        return f"%%elastic_launch {self._line(args, group=group)}\n{_source(work)}"
+
+    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
+        magic = f"get_ipython().run_cell_magic('elastic_launch', {self._line(args, group=False)!r}, {_source(work)!r})"
+        opening = "_opening = time.time()\nvalues = dict(run.results)\nopening_s = time.time() - _opening"
+        return f"{magic}\n{opening}"
+
+    def _line(self, args: tuple[Any, ...], *, group: bool) -> str:
+        return f"devices=cpu:0-{N_RANKS - 1} -o run args={args!r}" + ("" if group else " dist_init=no")
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """torch's own elastic launcher, called in the kernel with `start_method="spawn"`."""
+
+    name: str = "spawn"
+    title: str = "torch spawn"
+    setup: str = "from torch.distributed.launcher.api import LaunchConfig, elastic_launch\nfrom benchmarks import work"
+    returns_values: bool = True
+
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:  # noqa: ARG002
+        config = (
+            f"LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node={N_RANKS}, start_method='spawn', max_restarts=0, "
+            f"rdzv_backend='c10d', rdzv_endpoint='localhost:0', run_id='{uuid.uuid4().hex}')"
+        )
+        return f"values = elastic_launch({config}, work.{work.__name__})(*{args!r})"
+
+    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
+        return f"{self.launch(work, args)}\nopening_s = 0.0"
+
+
+@dataclass(frozen=True)
+class Accelerate:
+    """accelerate's `notebook_launcher`, which forks the kernel. It has no way to return values."""
+
+    name: str = "accelerate"
+    title: str = "accelerate (fork)"
+    setup: str = "from accelerate import notebook_launcher"
+    returns_values: bool = False
+
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:  # noqa: ARG002
+        call = f"notebook_launcher({work.__name__}, args={args!r}, num_processes={N_RANKS}, use_port='{_free_port()}')"
+        return f"{_source(work)}\n{call}"
+
+    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
+        raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
+
+
+OURS = Ours()
+PEERS: tuple[Peer, ...] = (OURS, Spawn(), Accelerate())
+
+
+def _source(work: Work) -> str:
+    return textwrap.dedent(inspect.getsource(work))
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
