@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 
-MARKER = "ICE_BENCHMARK"
+MARKER = "BENCHMARK_MARKER"
 _POLL_S = 0.005
 _END_WAIT_S = 10.0
 

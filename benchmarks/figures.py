@@ -33,7 +33,11 @@ def summarise(values: Sequence[float]) -> Summary:
     ordered = sorted(values)
     middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
     return Summary(
-        statistics.median(ordered), ordered[0], ordered[-1], len(ordered), is_beyond=any(isinstance(value, Beyond) for value in middle)
+        statistics.median(ordered),
+        ordered[0],
+        ordered[-1],
+        len(ordered),
+        is_beyond=any(isinstance(value, Beyond) for value in middle),
     )
 
 

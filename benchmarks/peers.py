@@ -17,10 +17,14 @@ N_RANKS = 2
 class Peer(Protocol):
     """A launcher. `setup` is the cell that a notebook begins with."""
 
-    name: str
-    title: str
-    setup: str
-    returns_values: bool
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def setup(self) -> str: ...
+    @property
+    def returns_values(self) -> bool: ...
 
     def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:
         """Return the cell that launches the work on two CPU ranks. `group`: the work needs a process group."""
@@ -87,7 +91,7 @@ class Accelerate:
         raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
 
 
-OURS = Ours()
+OURS: Peer = Ours()
 PEERS: tuple[Peer, ...] = (OURS, Spawn(), Accelerate())
 
 

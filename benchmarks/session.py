@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import psutil
@@ -78,7 +79,9 @@ class Session:
             "IPYTHONDIR": str(scratch / "ipython"),
         }
         self._manager = KernelManager(kernel_name="python3")
-        self._manager.start_kernel(env=environment, cwd=str(scratch), extra_arguments=["--IPKernelApp.log_level=50"])
+        self._manager.start_kernel(
+            env=environment, cwd=str(scratch), extra_arguments=["--IPKernelApp.log_level=50"], stdout=DEVNULL, stderr=DEVNULL
+        )
         self._client = self._manager.blocking_client()
         try:
             self._client.start_channels()
@@ -86,7 +89,8 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self.pid: int = self._manager.provisioner.pid
+        provisioner: Any = self._manager.provisioner
+        self.pid: int = provisioner.pid
 
     def __enter__(self) -> Session:
         return self

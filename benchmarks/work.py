@@ -94,7 +94,7 @@ def fail(folder, how):  # type: ignore[no-untyped-def]
     note(folder, at=time.time())
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise ValueError("-".join(["bad", "loss"]))  # put together here, so that no copy of this text is taken for the message
+    raise ValueError("-".join(["bad", "loss"]))  # noqa: FLY002 - put together here, so that no copy of this text is taken for the message
 
 
 def block(folder, how):  # type: ignore[no-untyped-def]

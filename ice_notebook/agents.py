@@ -15,7 +15,7 @@ from ice_notebook.frames import Channel
 from ice_notebook.store import RunFolder
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.agent.main import main; main()"
-_EXIT_WAIT_S = 1.0  # an agent that has said its last word leaves at once
+_EXIT_WAIT_S = 1.0  # an agent that has closed its socket is dead or on its way out
 
 
 class AgentProcess:

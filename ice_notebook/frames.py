@@ -49,11 +49,13 @@ class Channel:
     def receive(self) -> Frame:
         """Wait for the next frame and return it.
 
+        Not a byte more is taken from the socket: a selector that watches it from then on must see the next frame.
+
         Raises:
             EOFError: the other side has closed its end.
         """
         while (frame := self._take()) is None:
-            self._read()
+            self._read(min(self._missing(), _READ_BYTES))
         return frame
 
     def receive_ready(self) -> list[Frame]:
@@ -62,7 +64,7 @@ class Channel:
         Raises:
             EOFError: the other side has closed its end.
         """
-        self._read()
+        self._read(_READ_BYTES)
         frames = []
         while (frame := self._take()) is not None:
             frames.append(frame)
@@ -75,22 +77,26 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
-    def _read(self) -> None:
+    def _read(self, size: int) -> None:
         try:
-            chunk = self._socket.recv(_READ_BYTES)
+            chunk = self._socket.recv(size)
         except ConnectionError as error:  # the other side died with bytes of ours unread
             raise EOFError from error
         if not chunk:
             raise EOFError
         self._received += chunk
 
-    def _take(self) -> Frame | None:
+    def _missing(self) -> int:
+        """Return how many bytes are to come before anything more can be said of the next frame."""
         if len(self._received) < _HEAD.size:
+            return _HEAD.size - len(self._received)
+        return _HEAD.size + sum(_HEAD.unpack_from(self._received)) - len(self._received)
+
+    def _take(self) -> Frame | None:
+        if len(self._received) < _HEAD.size or self._missing() > 0:
             return None
         header_bytes, body_bytes = _HEAD.unpack_from(self._received)
         end = _HEAD.size + header_bytes + body_bytes
-        if len(self._received) < end:
-            return None
         header = bytes(self._received[_HEAD.size : _HEAD.size + header_bytes])
         body = bytes(self._received[_HEAD.size + header_bytes : end])
         del self._received[:end]

@@ -131,7 +131,7 @@ class ElasticLauncher(context.Context):
         ui = choose_ui(options.ui, waits=waits)
         with _prepare_run(options, task, name) as run:
             on_run(run)
-            run._start(lambda: AgentProcess(run.plan, RunFolder(run.folder)))
+            run.start(AgentProcess(run.plan, RunFolder(run.folder)))
         try:
             # After the start: agent and ranks import torch while widgets are imported here.
             view = open_view(run, ui, waits=waits)

@@ -204,7 +204,7 @@ def _bind_in_main(found: dict[str, Any]) -> None:
         _main_globals().update(found)
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle is untyped
+class _Pickler(cloudpickle.Pickler):
     def __init__(self, devices: DeviceTensors, main_globals: dict[str, Any] | None) -> None:
         self.stream = _Stream()
         self.buffers: list[memoryview] = []

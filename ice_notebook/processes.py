@@ -72,8 +72,11 @@ def find_marked(*markers: str) -> list[int]:
     return [pid for pid in _pids() if pid != os.getpid() and _carries(pid, markers)]
 
 
-def sweep(*markers: str) -> int:
+def sweep(*markers: str, with_children: bool = False) -> int:
     """Kill whatever carries one of the markers, whatever its session, group or parent, and return how many processes that were.
+
+    `with_children` adds the children of this process: an agent adopts what ranks leave behind, and a program that was started with an
+    environment of its own carries no marker.
 
     It repeats, because a dying tree may still fork, and works by pidfd, so that a pid taken over by a stranger is never hit. Resource
     trackers get TRACKER_WAIT_S to clean up after their owners. Orphans that have become children of this process are reaped one by one:
@@ -83,9 +86,10 @@ def sweep(*markers: str) -> int:
     trackers_until = time.monotonic() + TRACKER_WAIT_S
     for _ in range(_SWEEP_ROUNDS):
         left = find_marked(*markers)
+        left += [pid for pid in _children() if pid not in left] if with_children else []
         spared = {pid for pid in left if _is_resource_tracker(pid)} if time.monotonic() < trackers_until else set()
         for pid in left:
-            if pid not in spared and _kill(pid, markers):
+            if pid not in spared and _kill(pid, markers, or_child=with_children):
                 killed.add(pid)
         for pid in killed:
             with contextlib.suppress(ChildProcessError):
@@ -115,6 +119,20 @@ def _carries(pid: int, markers: Collection[str]) -> bool:
     )
 
 
+def _children() -> list[int]:
+    """Return the living children of this process."""
+    return [pid for pid in _pids() if _is_child(pid)]
+
+
+def _is_child(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            state, parent = stat.read().rpartition(b")")[2].split()[:2]
+    except (OSError, ValueError):  # gone meanwhile
+        return False
+    return state not in {b"Z", b"X"} and int(parent) == os.getpid()
+
+
 def _is_resource_tracker(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as command:
@@ -123,14 +141,14 @@ def _is_resource_tracker(pid: int) -> bool:
         return False
 
 
-def _kill(pid: int, markers: Collection[str]) -> bool:
+def _kill(pid: int, markers: Collection[str], *, or_child: bool) -> bool:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return False
     try:
         # Asked again with the pidfd open: from here on the number cannot come to mean another process.
-        if not _carries(pid, markers):
+        if not (_carries(pid, markers) or (or_child and _is_child(pid))):
             return False
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     except OSError:

@@ -1,40 +1,25 @@
-"""`Run`: the handle on a run that users hold. It follows the agent from one thread, which also drives the views."""
+"""`Run`: the handle on a run that users hold."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import selectors
-import shutil
 import threading
-import time
-import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from ice_notebook import pickles, processes, report, store
+from ice_notebook import pickles, report, store
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess
-from ice_notebook.errors import ResultError, RunFailed, RunStopped
-from ice_notebook.frames import Frame
+from ice_notebook.errors import ResultError, RunFailed
+from ice_notebook.follower import Follower, View
 from ice_notebook.logs import RunLogs
-from ice_notebook.state import Phase, RankPhase, RankState, RunState, replay
+from ice_notebook.results import Results, Values
+from ice_notebook.state import Phase, RankPhase, RunState, replay
 from ice_notebook.store import RunFolder
-
-VIEW_INTERVAL_S = 0.1  # views are told of changes at most this often
-ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
-LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
-
-
-class View(Protocol):
-    """Something that shows a run. Called from the run's thread only."""
-
-    def update(self) -> float | None:
-        """Show what has changed; return in how many seconds to be called again even if nothing changes, None for never."""
 
 
 class Run:
@@ -52,14 +37,11 @@ class Run:
         self._state = RunState()
         self._changed = threading.Condition()
         self._is_done = False
-        self._views: list[tuple[View, float]] = []  # with the time at which each wants to be called again
-        self._agent: AgentProcess | None = None
-        self._stop_reason = ""
-        self._answer_until: float | None = None
-        self._loaded: dict[tuple[int, int], Any] = {}
-        self._loading = threading.Lock()
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        weakref.finalize(self, _release, folder.lock(), self._wake_reader, self._wake_writer)
+        self._follower: Follower | None = None
+        self._values = Values(folder)
+        lock = folder.lock()
+        if lock is not None:
+            weakref.finalize(self, lock.close)
 
     # ---- how it stands
 
@@ -123,7 +105,7 @@ class Run:
             ResultError: the value asked for is not there yet, could not be written, or was not kept.
             KeyError: there is no such rank.
         """
-        return _Results(self)
+        return Results(self, self._values.load)
 
     def result(self, rank: int = 0) -> Any:
         """Wait for the value of one rank and return it. Raises as `results` does."""
@@ -153,38 +135,23 @@ class Run:
             ResultError: there is no room for them.
         """
         for rank in self._state.ranks.values():
-            target = self._folder.result_file(self._state.attempts[-1].number, rank.rank)
-            if rank.value is None or target.exists() or not os.path.exists(rank.value.path):
-                continue
-            partial = target.with_name("result.partial")
-            try:
-                shutil.copyfile(rank.value.path, partial)
-                partial.rename(target)
-            except OSError as error:
-                partial.unlink(missing_ok=True)
-                raise ResultError.no_room(rank.rank, rank.value.size_bytes) from error
+            self._values.save(self._state.attempts[-1].number, rank)
         return self.folder
 
     # ---- ending it
 
     def stop(self) -> None:
         """Have the run stopped in order: ranks are interrupted, and have `grace` seconds for their `finally`. Returns at once."""
-        self._request_stop("stop", is_urgent=False)
+        self.ask_to_stop("stop", is_urgent=False)
 
     def kill(self) -> None:
         """Have the run killed at once. Returns at once."""
-        self._request_stop("kill", is_urgent=True)
+        self.ask_to_stop("kill", is_urgent=True)
 
-    def _request_stop(self, reason: str, *, is_urgent: bool) -> None:
-        """Tell the agent; any thread may. If it does not answer in time, the run's thread kills it."""
-        with self._changed:
-            if self._is_done or self._agent is None or self._state.phase.is_final:
-                return
-            self._stop_reason = self._stop_reason or reason
-            self._answer_until = time.monotonic() + ACKNOWLEDGE_WAIT_S
-        with contextlib.suppress(OSError):  # the agent is dead, which the thread is about to see
-            self._agent.channel.send("stop", reason=reason, urgent=is_urgent)
-        self._wake()
+    def ask_to_stop(self, reason: str, *, is_urgent: bool) -> None:
+        """Stop or kill the run for a reason, which the report tells; any thread may."""
+        if self._follower is not None:
+            self._follower.ask_to_stop(reason, is_urgent=is_urgent)
 
     # ---- what others need
 
@@ -209,9 +176,31 @@ class Run:
 
     def subscribe(self, view: View) -> None:
         """Have a view told of changes from now on."""
+        if self._follower is None or not self._follower.subscribe(view):
+            self._follower = Follower(self, self._folder, None)
+            self._follower.subscribe(view)
+            self._follower.start()
+
+    def start(self, agent: AgentProcess) -> None:
+        """Begin to follow an agent: called once, by the launcher.
+
+        From here on the values on shared memory live as long as this object or this process.
+        """
+        weakref.finalize(self, _drop_values, self.id, os.getpid())
+        self._follower = Follower(self, self._folder, agent)
+        self._follower.start()
+
+    def take_event(self, event: Any) -> None:
+        """Change by an event: called by the run's thread."""
         with self._changed:
-            self._views.append((view, 0.0))
-        self._wake()
+            self._state = self._state.apply(event)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Take note that the run is over and nothing of it is left: called by the run's thread."""
+        with self._changed:
+            self._is_done = True
+            self._changed.notify_all()
 
     def exception(self) -> RunFailed | None:
         """Return the error that says how the run failed, None when it did not."""
@@ -236,21 +225,6 @@ class Run:
         state = self._state.ranks.get(rank)
         return state is not None and state.phase is RankPhase.RETURNED
 
-    def _load(self, rank: int) -> Any:
-        """Return the value of a rank that has one."""
-        number = self._state.attempts[-1].number
-        value = self._state.ranks[rank].value
-        assert value is not None
-        with self._loading:
-            if (number, rank) not in self._loaded:
-                kept = self._folder.result_file(number, rank)
-                path = value.path if os.path.exists(value.path) else str(kept)
-                try:
-                    self._loaded[number, rank] = pickles.load(path)
-                except FileNotFoundError:
-                    raise ResultError.not_kept(rank) from None
-            return self._loaded[number, rank]
-
     def _cause(self) -> BaseException | None:
         """Return the exception of the root cause's rank, where it could travel."""
         attempt = self._state.attempt
@@ -261,204 +235,6 @@ class Run:
         except Exception:  # it could not be sent, or its class cannot be loaded here: the failure says what it was
             return None
         return error if isinstance(error, BaseException) else None
-
-    # ---- the thread
-
-    def _start(self, start_agent: Callable[[], AgentProcess]) -> None:
-        """Begin: called once, by the launcher. From here on the values on shared memory live as long as this object or this process."""
-        self._agent = start_agent()
-        weakref.finalize(self, _drop_values, self.id, os.getpid())
-        threading.Thread(target=self._run_thread, name=f"ice-run-{self.id}", daemon=True).start()
-
-    def _run_thread(self) -> None:
-        try:
-            self._follow()
-        except BaseException:  # a fault of ours: the run must not go on unseen, nor anybody wait for it for ever
-            self._log_fault()
-            if self._agent is not None:
-                self._agent.kill()
-                self._close_agent()
-
-    def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # enough wake-ups are under way
-            os.write(self._wake_writer, b"!")
-
-    def _follow(self) -> None:
-        """Follow the agent to its end, then serve the views until they are content."""
-        assert self._agent is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._agent.channel, selectors.EVENT_READ, self._on_agent)
-            selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
-            self._told_at = 0.0
-            self._has_news = True
-            while self._agent is not None or self._next_call() is not None:
-                for key, _ in selector.select(self._select_timeout()):
-                    if key.data() is _ENDED:
-                        selector.unregister(key.fileobj)
-                        self._close_agent()
-                self._check_answer()
-                self._tell_views()
-
-    def _on_wake(self) -> None:
-        os.read(self._wake_reader, 4096)
-        self._has_news = True
-
-    def _on_agent(self) -> object:
-        assert self._agent is not None
-        try:
-            frames = self._agent.channel.receive_ready()
-        except (EOFError, OSError):
-            return _ENDED
-        for frame in frames:
-            self._take_frame(frame)
-        return None
-
-    def _take_frame(self, frame: Frame) -> None:
-        if frame.kind == "output":
-            self.logs.feed(frame.fields["attempt"], frame.fields["rank"], frame.body, frame.fields["missed"])
-        elif frame.kind == "event":
-            self._apply(p.decode_event(frame.body))
-        elif frame.kind == "stopping":
-            # Heard. The ladder has its own times; an agent that overstays them is killed as one that does not answer.
-            self._answer_until = time.monotonic() + self.plan.grace + LADDER_WAIT_S
-        self._has_news = True
-
-    def _apply(self, event: Any) -> None:
-        with self._changed:
-            self._state = self._state.apply(event)
-            self._changed.notify_all()
-
-    def _check_answer(self) -> None:
-        if self._agent is not None and self._answer_until is not None and time.monotonic() > self._answer_until:
-            self._answer_until = None
-            self._agent.kill()
-
-    def _close_agent(self) -> None:
-        """The agent is gone. If it has not said how the run ended, see to it: nothing of the run is left when this returns."""
-        assert self._agent is not None
-        code = self._agent.close()
-        if not self._state.phase.is_final:
-            swept = processes.sweep(self.plan.marker)
-            outcome = p.Outcome.STOPPED if self._stop_reason else p.Outcome.FAILED
-            reason = self._stop_reason or report_of_agent(code)
-            ended = p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept)
-            with contextlib.suppress(OSError), self._folder.open_journal() as journal:
-                journal.append(ended)
-            self._apply(ended)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.plan.payload)
-        with self._changed:
-            self._agent = None
-            self._is_done = True
-            self._has_news = True
-            self._changed.notify_all()
-
-    # ---- views
-
-    def _next_call(self) -> float | None:
-        """Return when the next view wants to be called, None when none does."""
-        with self._changed:
-            wanted = [at for _, at in self._views if at < _NEVER]
-        return min(wanted, default=None)
-
-    def _select_timeout(self) -> float | None:
-        moments = [moment for moment in (self._next_call(), self._answer_until) if moment is not None]
-        if self._has_news:
-            moments.append(self._told_at + VIEW_INTERVAL_S)
-        return max(0.0, min(moments) - time.monotonic()) if moments else None
-
-    def _tell_views(self) -> None:
-        now = time.monotonic()
-        is_news = self._has_news and now - self._told_at >= VIEW_INTERVAL_S
-        with self._changed:
-            views = list(self._views)
-        if is_news:
-            self._has_news, self._told_at = False, now
-        for view, wanted_at in views:
-            if not is_news and now < wanted_at:
-                continue
-            again_s = self._update(view)
-            with self._changed:
-                self._views = [
-                    (v, now + again_s if again_s is not None else _NEVER) if v is view else (v, at) for v, at in self._views
-                ]
-        with self._changed:
-            self._changed.notify_all()
-
-    def _update(self, view: View) -> float | None:
-        try:
-            return view.update()
-        except Exception:  # a view's fault must not end the run's only thread; the view shows its own errors
-            self._log_fault()
-            return None
-
-    def _log_fault(self) -> None:
-        with contextlib.suppress(OSError), open(self._folder.agent_log, "a", encoding="utf-8") as log:
-            traceback.print_exc(file=log)
-
-
-_ENDED = object()
-_NEVER = float("inf")
-
-
-class _Results(Mapping[int, Any]):
-    """See `Run.results`."""
-
-    _ice_refused = "the results of a Run, which are loaded from its files when they are asked for"
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def __getitem__(self, rank: int) -> Any:
-        run = self._run
-        if not isinstance(rank, int) or not 0 <= rank < run.world_size:
-            raise KeyError(rank)
-        state = run.state.ranks.get(rank)
-        if state is not None and state.value is not None:
-            return run._load(rank)
-        raise _why_there_is_no_value(run, rank, state)
-
-    def __contains__(self, rank: object) -> bool:
-        state = self._run.state.ranks.get(rank)  # type: ignore[call-overload]
-        return state is not None and state.value is not None
-
-    def get(self, rank: int, default: Any = None) -> Any:
-        """Return a rank's value, or the default when it has none."""
-        return self[rank] if rank in self else default  # noqa: SIM401 - this is what `get` is
-
-    def __iter__(self) -> Iterator[int]:
-        return iter([rank for rank in sorted(self._run.state.ranks) if rank in self])
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __repr__(self) -> str:
-        ranks = self._run.state.ranks
-        return "{" + ", ".join(f"{rank}: {value.text}" for rank in self if (value := ranks[rank].value) is not None) + "}"
-
-
-def _why_there_is_no_value(run: Run, rank: int, state: RankState | None) -> Exception:
-    if state is not None and state.lost:
-        return ResultError(state.lost)
-    if state is not None and state.failure is not None:
-        return run.exception() or RunFailed.of(run, report.failure_sentence(rank, state.failure), ())
-    if run.phase is Phase.FAILED:
-        return run.exception() or ResultError.not_yet(rank)
-    if run.phase is Phase.STOPPED:
-        return RunStopped.before_return(rank)
-    return ResultError.not_yet(rank)
-
-
-def report_of_agent(exit_code: int) -> str:
-    """Say that an agent ended without a word."""
-    return f"the agent ended with signal {-exit_code}" if exit_code < 0 else f"the agent ended with exit code {exit_code}"
-
-
-def _release(lock: Any, *descriptors: int) -> None:
-    if lock is not None:
-        lock.close()
-    for fd in descriptors:
-        os.close(fd)
 
 
 def _drop_values(run_id: str, pid: int) -> None:

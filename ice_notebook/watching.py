@@ -67,7 +67,7 @@ def watch(run: Run, view: Any) -> None:
             if _is_echo_of_press(view):
                 continue
             interrupts += 1
-            run._request_stop("interrupt", is_urgent=interrupts > 1)
+            run.ask_to_stop("interrupt", is_urgent=interrupts > 1)
     if run.phase is Phase.SUCCEEDED:
         return
     if notebook.has_page():

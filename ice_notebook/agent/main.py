@@ -96,7 +96,7 @@ class Agent:
             processes.kill_group(rank)
         with io.condition:
             io.condition.wait_for(lambda: all(rank.has_exited for rank in left), processes.KILL_WAIT_S)
-        swept = processes.sweep(self._plan.marker)
+        swept = processes.sweep(self._plan.marker, with_children=True)
         io.forget(left)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._plan.payload)

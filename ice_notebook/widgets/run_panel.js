@@ -18,6 +18,7 @@ const ROW = 16; // px; also the line height in the style sheet
 const RING = 20000; // lines of a rank that a page keeps
 const CHANGEABLE = 50; // newest lines of a rank that the kernel may still change
 const NOTE = '\x01'; // begins a line that the kernel side wrote itself
+const HAND = 3; // seconds after a touch in which scrolling is a person's; a dragged scroll bar tells of its beginning only
 const BEATS_MISSED = 10; // seconds without a sign of life until the kernel counts as gone; it sends one every second
 const FIRST_ANSWER = 3; // seconds until a panel that hears nothing at all counts as a saved view
 
@@ -307,7 +308,8 @@ class Pane {
   constructor(/** @type {number} */ rank, /** @type {Lines} */ lines, choose) {
     this.lines = lines;
     this.follows = true;
-    this.top = 0;
+    this.top = 0; // where it was scrolled to when it was drawn
+    this.touchedAt = -Infinity;
     this.anchor = 0; // the number of the topmost line while it does not follow
     this.drawn = '';
     this.name = el('b', '', `rank ${rank}`);
@@ -326,14 +328,18 @@ class Pane {
       this.draw();
     });
     this.node = el('section', 'ice-pane', this.head, el('div', 'ice-body', this.box, this.empty, this.jump));
+    for (const kind of ['wheel', 'touchmove', 'pointerdown', 'keydown']) {
+      this.box.addEventListener(kind, () => (this.touchedAt = performance.now()), { passive: true });
+    }
     this.box.addEventListener('scroll', () => this.scrolled(), { passive: true });
   }
 
   scrolled() {
     const { scrollTop, clientHeight, scrollHeight } = this.box;
-    // The very end is the wish to follow; upwards from there, however little, is the wish to read.
+    // The very end is the wish to follow; upwards from there, however little, is the wish to read. Without a hand on it, it was the
+    // browser that moved it, because the pane changed its height.
     if (scrollTop + clientHeight >= scrollHeight - 1) this.follows = true;
-    else if (scrollTop < this.top) this.follows = false;
+    else if (scrollTop < this.top && performance.now() - this.touchedAt < HAND * 1000) this.follows = false;
     this.top = scrollTop;
     if (this.lines.rows) this.anchor = this.lines.at(Math.min(this.lines.rows - 1, Math.floor(scrollTop / ROW))).n;
     this.draw();
@@ -410,7 +416,7 @@ class Link {
     this.lacks = true;
     this.tries = 0;
     this.hasHeard = false;
-    this.isCut = false; // the front end says that the model has no kernel
+    this.isCut = false; // the front end has said that the kernel is gone
     this.since = performance.now();
     this.heardAt = this.since;
     this.clockAt = this.since;
@@ -423,6 +429,7 @@ class Link {
     this.handlers = {
       'msg:custom': (/** @type {any} */ message, /** @type {DataView[]} */ buffers) => this.message(message, buffers || []),
       'change:state': () => this.stated(),
+      comm_live_update: () => this.cut(),
     };
     for (const [name, f] of Object.entries(this.handlers)) model.on(name, f);
     this.setClock(this.state.now, true);
@@ -444,11 +451,10 @@ class Link {
 
   /** `saved` without a kernel from the start, `gone` when there was one, else `live`. */
   get condition() {
-    if (this.state.is_final) return this.isCut && !this.hasHeard ? 'saved' : 'live';
-    if (this.isCut) return this.hasHeard ? 'gone' : 'saved';
     const now = performance.now();
-    if (!this.hasHeard) return now - this.since > FIRST_ANSWER * 1000 ? 'saved' : 'live';
-    return now - this.heardAt > BEATS_MISSED * 1000 ? 'gone' : 'live';
+    if (!this.hasHeard) return this.isCut || now - this.since > FIRST_ANSWER * 1000 ? 'saved' : 'live';
+    if (this.state.is_final) return 'live';
+    return this.isCut || now - this.heardAt > BEATS_MISSED * 1000 ? 'gone' : 'live';
   }
 
   get elapsed() {
@@ -477,7 +483,7 @@ class Link {
   watch() {
     this.timer = window.setTimeout(() => {
       this.changed();
-      if (!this.state.is_final) this.watch();
+      if (!this.state.is_final || (!this.hasHeard && this.condition === 'live')) this.watch();
     }, 500);
   }
 
@@ -543,15 +549,9 @@ class Link {
     else this.asking = window.setTimeout(() => this.ask(), 15000);
   }
 
-  /** The front end lost or found the kernel. @param {boolean} isCut */
-  cut(isCut) {
-    if (this.isCut === isCut) return;
-    this.isCut = isCut;
-    if (!isCut) {
-      this.lacks = true;
-      this.tries = 0;
-      this.ask();
-    }
+  /** The kernel was restarted or left. Should it be heard again, it is back. */
+  cut() {
+    this.isCut = true;
     this.changed();
   }
 
@@ -600,7 +600,7 @@ class Link {
 
   /** What went wrong on the way between page and kernel. @returns {string} */
   get trouble() {
-    if (this.condition === 'saved') return 'Saved view: no kernel is connected. It shows what was known when the notebook was saved.';
+    if (this.condition === 'saved') return 'Saved view: no kernel answers. It shows what was known when the notebook was saved.';
     if (this.condition === 'gone') return 'The kernel is gone or was restarted: this is the last that was heard of the run.';
     const press = this.pressed;
     if (press && !press.isTaken && !this.state.is_final && this.state.phase !== 'stopping' && performance.now() - press.at > 3000) {
@@ -812,15 +812,8 @@ export default () => {
     /** @param {{model: Model, el: HTMLElement}} given */
     render({ model, el: outer }) {
       const shared = link || (link = new Link(model));
-      // The front end marks the views of a model without a kernel by this class, and says when that changes.
-      const look = () => shared.cut(outer.classList.contains('jupyter-widgets-disconnected'));
-      model.on('comm_live_update', look);
-      look();
       const view = new View(shared, outer);
-      return () => {
-        model.off('comm_live_update', look);
-        view.close();
-      };
+      return () => view.close();
     },
   };
 };

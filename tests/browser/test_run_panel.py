@@ -44,6 +44,11 @@ def wait_chip(page, word, timeout_s=10.0, i=1):
     page.output(i).locator(".ice-chip", has_text=re.compile(f"^{word}$")).wait_for(timeout=timeout_s * 1000)
 
 
+def scroll(scroller, top):
+    """Scroll as by a wheel, to an exact place."""
+    scroller.evaluate("(node, top) => { node.dispatchEvent(new WheelEvent('wheel')); node.scrollTop = top }", top)
+
+
 @pytest.fixture
 def live(open_notebook):
     """A page whose second cell blocks and shows a run that prints."""
@@ -202,7 +207,7 @@ def test_a_flood_is_skipped_counted_and_does_not_block_the_page(open_notebook):
     wait_chip(page, "succeeded")
     page.wait_output(1, "the end")
     assert page.output(1).locator(".ice-rows > div").count() < 60
-    page.output(1).locator(".ice-scroll").evaluate("(node) => { node.scrollTop = 0 }")
+    scroll(page.output(1).locator(".ice-scroll"), 0)
     page.wait_output(1, re.compile(r"… [\d\u202f]+ lines not shown"))
     page.wait_output(1, "↓ newest")
     page.click("↓ newest", 1)
@@ -220,6 +225,19 @@ def test_scrolling_up_stays_there_while_output_comes(live):
     assert scroller.evaluate("(node) => [node.scrollTop, node.scrollHeight - node.clientHeight > node.scrollTop + 20]") == [before, True]
     live.click("Stop", 1)
     live.wait_idle()
+
+
+def test_a_pane_that_changes_its_height_goes_on_following(open_notebook):
+    page = open_notebook(SETUP, 'run = show(*now(begun(4)), *[out(r, "a line\\n" * 99 + "the end\\n") for r in range(4)], plan=make_plan(4), waits=False)')
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_output(1, "the end")
+    for width in (1000, 500, 1000):
+        page.set_width(width)
+        for i in range(4):
+            panes(page).nth(i).get_by_text("the end").wait_for(timeout=3000)
+        assert page.output(1).locator(".ice-jump:visible").count() == 0
+    page.page.set_viewport_size({"width": 1400, "height": 1000})
 
 
 def test_progress_bars_stay_one_line_and_colours_are_drawn(open_notebook):
@@ -240,9 +258,66 @@ def test_a_restarted_kernel_is_told_and_nothing_can_be_pressed(open_notebook):
     page.run_cell(1)
     page.wait_output(1, "step 10")
     page.restart_kernel()
-    page.wait_output(1, "The kernel is gone or was restarted", timeout_s=15)
+    page.wait_output(1, "The kernel is gone or was restarted", timeout_s=5)
     assert page.output(1).get_by_role("button", name="Stop", exact=True).is_disabled()
     assert page.output(1).locator(".ice-live").count() == 0
+    page.wait_ready()  # the new kernel
+
+
+def test_a_panel_restored_without_its_kernel_says_so(open_notebook, lab):
+    cell = 'run = show(*now(begun(2)), *[item for i in range(600) for item in (out(1, f"step {i}\\n"), 0.05)], waits=False)'
+    page = open_notebook(SETUP, cell)
+    page.run_cell(0)
+    page.run_cell(1)
+    page.wait_output(1, "step 4")
+    page.command("@jupyter-widgets/jupyterlab-manager:saveWidgetState")
+    page.page.wait_for_timeout(500)
+    page.save()
+    wait_until(lambda: "widgets" in lab.read(page.name).metadata, page=page)
+    page.command("@jupyter-widgets/jupyterlab-manager:saveWidgetState")  # off again: the server keeps it
+    lab.end_kernels()
+    restored = open_notebook(name=page.name)
+    restored.wait_output(1, "Saved view")
+    assert restored.output(1).get_by_role("button", name="Stop", exact=True).is_disabled()
+    assert restored.output(1).locator(".ice-live").count() == 0
+    restored.wait_output(1, "the output is not kept in the notebook")
+    elapsed = restored.output(1).locator(".ice-fact b").first.inner_text()
+    restored.page.wait_for_timeout(1500)
+    assert restored.output(1).locator(".ice-fact b").first.inner_text() == elapsed
+
+
+def test_lost_messages_are_made_good(open_notebook):
+    lossy = """
+count = 0
+def lossy(content, buffers=None, send=RunPanel.send):
+    global count
+    count += 1
+    if content["kind"] == "beat" or count % 3 == 0:
+        send(run.panel, content, buffers)
+def lossy_state(key=None, send=RunPanel.send_state):
+    global count
+    count += 1
+    if count % 3 == 0 or key is None:
+        send(run.panel, key)
+"""
+    cell = """
+run = FakeRun([*now(begun(1)), *[item for i in range(60) for item in (out(0, f"step {i}\\n"), 0.05)], *now(returned([value("41")]))], plan=make_plan(1))
+run.panel = RunPanel(run)
+display(run.panel)
+run.panel.send, run.panel.send_state = lossy, lossy_state
+run.subscribe(run.panel)
+run.start().wait()
+"""
+    page = open_notebook(SETUP, lossy, cell)
+    page.run_cell(0)
+    page.run_cell(1)
+    page.run_cell(2)
+    wait_chip(page, "succeeded", i=2)
+    page.wait_output(2, "step 59")
+    for step in (0, 20, 40):
+        scroll(page.output(2).locator(".ice-scroll"), step * 16)
+        page.wait_output(2, re.compile(f"^step {step}$"))
+    assert page.output(2).locator(".ice-scroll").evaluate("(node) => node.firstChild.offsetHeight") == 60 * 16
 
 
 def test_an_error_of_the_panel_is_shown_in_it(open_notebook):

@@ -1,4 +1,7 @@
-"""Stopping a run: ranks are asked, terminated, killed, in this order; nothing is left, and nobody else is touched."""
+"""Stopping a run: ranks are asked, terminated, killed, in this order; nothing is left, and nobody else is touched.
+
+The last tests do it as people do, by the notebook's interrupt.
+"""
 
 from __future__ import annotations
 
@@ -202,7 +205,7 @@ def test_timeout_fails_the_run_by_what_was_asked_whatever_ranks_say_while_they_e
         finally:
             raise OSError("the checkpoint could not be written")
 
-    with pytest.raises(RunFailed, match=r"^stopped after timeout=2 s$") as caught:
+    with pytest.raises(RunFailed, match=r"^stopped after timeout=2 s") as caught:
         ElasticLauncher("cpu:0-1", ui="none", timeout=2)(work)
     run = caught.value.run
     assert (run.phase, left_of(run.plan.marker)) == ("failed", [])
@@ -293,3 +296,116 @@ def test_a_run_started_from_a_thread_outlives_the_thread(start, tmp_path):
     with open(go_on, "w"):
         pass
     assert runs[0].result() == signal.SIGKILL
+
+
+# ---- the notebook's interrupt ------------------------------------------------------------------------------------------------------------
+
+LAUNCH = "%%elastic_launch devices=cpu:0-1 dist_init=no ui=text -o run"
+
+
+def until_printed(text: str, times: int):
+    return lambda outcome: outcome.text.count(text) >= times
+
+
+def test_an_interrupt_reaches_each_rank_once_and_from_the_agent_and_leaves_the_kernel_as_it_was(shared_kernel):
+    shared_kernel.run("import signal\nkept = [1, 2, 3]")
+    look = "[str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)]"
+    handlers = shared_kernel.value(look)
+    cell = shared_kernel.start(
+        LAUNCH
+        + """
+def work():
+    import ctypes, os, signal, time
+
+    class Action(ctypes.Structure):
+        _fields_ = [("handler", ctypes.c_void_p), ("mask", ctypes.c_byte * 128), ("flags", ctypes.c_int), ("restorer", ctypes.c_void_p)]
+
+    senders = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    def on_interrupt(number, info, context):
+        senders.append(ctypes.c_int.from_address(info + 16).value)  # siginfo_t.si_pid
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it does not acknowledge, and is not to be terminated for that
+    action = Action(ctypes.cast(on_interrupt, ctypes.c_void_p), flags=4)  # SA_SIGINFO
+    libc = ctypes.CDLL(None)
+    libc.sigaction(signal.SIGINT, ctypes.byref(action), None)
+    print("rea" + "dy")
+    while not senders:
+        libc.usleep(1000)
+    for _ in range(500):
+        libc.usleep(1000)  # further ones would come meanwhile
+    print("from the agent alone:", senders == [os.getppid()])
+    raise KeyboardInterrupt
+"""
+    )
+    shared_kernel.finish(cell, until=until_printed("ready", 2))
+    shared_kernel.interrupt()
+    outcome = shared_kernel.finish(cell)
+    assert (outcome.error_name, outcome.error) == ("KeyboardInterrupt", "KeyboardInterrupt: the run was stopped")
+    assert outcome.text.count("from the agent alone: True") == 2, outcome.text
+    assert shared_kernel.value("(run.phase.value, run.state.stop_reason, kept)") == ("stopped", "interrupt", [1, 2, 3])
+    assert shared_kernel.value(look) == handlers
+
+    again = shared_kernel.run(LAUNCH + "\n6 * 7")
+    assert not again.error
+    assert shared_kernel.value("dict(run.results)") == {0: 42, 1: 42}
+
+
+def test_a_second_interrupt_kills(shared_kernel):
+    cell = shared_kernel.start(
+        LAUNCH
+        + """ grace=10000
+import time
+try:
+    print("rea" + "dy")
+    time.sleep(10_000)
+finally:
+    print("cleaning " + "up")
+    time.sleep(10_000)
+"""
+    )
+    shared_kernel.finish(cell, until=until_printed("ready", 2))
+    shared_kernel.interrupt()
+    shared_kernel.finish(cell, until=until_printed("cleaning up", 2))
+    shared_kernel.interrupt()
+    outcome = shared_kernel.finish(cell)
+    assert outcome.error_name == "KeyboardInterrupt"
+    codes = shared_kernel.value("[rank.exit_code for rank in run.state.ranks.values()]")
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+def test_an_interrupt_of_another_cell_reaches_nobody_of_a_background_run(shared_kernel, tmp_path):
+    go_on = tmp_path / "go on"
+    shared_kernel.run(f"go_on = {str(go_on)!r}")
+    shared_kernel.run(
+        LAUNCH.replace("ui=text", "ui=none background=true")
+        + """
+import os, time
+print("ready")
+while not os.path.exists(go_on):
+    time.sleep(0.01)
+"untouched"
+"""
+    )
+    cell = shared_kernel.start(
+        "import time\nwhile not all('ready' in run.output(rank) for rank in (0, 1)): time.sleep(0.01)\nprint('rea' + 'dy')\ntime.sleep(100)"
+    )
+    shared_kernel.finish(cell, until=until_printed("ready", 1))
+    shared_kernel.interrupt()
+    assert shared_kernel.finish(cell).error_name == "KeyboardInterrupt"
+    go_on.touch()
+    assert shared_kernel.value("run.wait(), run.phase.value, dict(run.results)") == (True, "succeeded", {0: "untouched", 1: "untouched"})
+
+
+def test_a_cell_that_waits_ends_by_keyboard_interrupt_however_its_run_was_stopped(shared_kernel):
+    shared_kernel.run(
+        "import threading, time\n"
+        "def press():\n"
+        "    while 'ready' not in getattr(globals().get('stopped'), 'output', lambda rank: '')(0): time.sleep(0.01)\n"
+        "    stopped.stop()\n"
+        "threading.Thread(target=press).start()"
+    )
+    outcome = shared_kernel.run("%%elastic_launch devices=cpu dist_init=no ui=none -o stopped\nimport time\nprint('ready')\ntime.sleep(10_000)")
+    assert (outcome.error_name, outcome.error) == ("KeyboardInterrupt", "KeyboardInterrupt: the run was stopped")
+    assert "stopped on request" in outcome.text  # the report is displayed before the error

@@ -1,0 +1,92 @@
+"""`python -m benchmarks [--rounds N] [--only NAMES] [--no-page]`: measure, print the tables, write `docs/benchmarks.md`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from benchmarks.bench import Bench
+from benchmarks.benches import BENCHES
+from benchmarks.benches.launch import Launch
+from benchmarks.figures import Value
+from benchmarks.page import format_page
+from benchmarks.peers import PEERS, Peer
+from benchmarks.session import ROOT, fresh
+
+_PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and report; return the exit status."""
+    asked = _parser().parse_args(arguments)
+    benches = [bench for bench in BENCHES if not asked.only or bench.name in asked.only]
+    peers = [peer for peer in PEERS if not asked.peers or peer.name in asked.peers]
+    signal.signal(signal.SIGTERM, _leave)  # every kernel is closed on the way out
+    measured: defaultdict[tuple[str, str, str], list[Value]] = defaultdict(list)
+    rounds = 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="ice-benchmark-", ignore_cleanup_errors=True) as scratch:
+            _warm_up(peers, Path(scratch))
+            for rounds in range(1, asked.rounds + 1):
+                for bench in benches:
+                    for peer in _rotated([peer for peer in peers if bench.takes(peer)], rounds):
+                        _measure(bench, peer, Path(scratch), measured)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured so far:", file=sys.stderr)
+    page = format_page(benches, measured, rounds)
+    print(page)
+    if not asked.only and not asked.peers and rounds == asked.rounds and not asked.no_page:
+        _PAGE.write_text(page)
+    return 0
+
+
+def _measure(bench: Bench, peer: Peer, scratch: Path, measured: defaultdict[tuple[str, str, str], list[Value]]) -> None:
+    began = time.monotonic()
+    try:
+        facts = bench.measure(peer, scratch)
+    except RuntimeError as error:  # a peer that fails or hangs, which accelerate does now and then, costs its own sample only
+        print(f"{bench.name}: {peer.name}: {error}", file=sys.stderr)
+        return
+    for key, values in facts.items():
+        measured[bench.name, key, peer.name] += values
+    print(f"{bench.name}: {peer.name}: {time.monotonic() - began:.1f} s", file=sys.stderr)
+
+
+def _warm_up(peers: Sequence[Peer], scratch: Path) -> None:
+    """Launch once with everybody, so that nobody pays for cold file caches."""
+    for peer in peers:
+        with fresh(scratch, peer.setup) as session:
+            Launch(session, peer, group=True)
+
+
+def _rotated(peers: Sequence[Peer], by: int) -> Sequence[Peer]:
+    by %= len(peers) or 1
+    return [*peers[by:], *peers[:by]]
+
+
+def _leave(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default 3)")
+    parser.add_argument(
+        "--only", nargs="+", choices=[bench.name for bench in BENCHES], help="measure only these; no page is written"
+    )
+    parser.add_argument(
+        "--peers", nargs="+", choices=[peer.name for peer in PEERS], help="only these launchers; no page is written"
+    )
+    parser.add_argument("--no-page", action="store_true", help=f"do not write {_PAGE.relative_to(ROOT)}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,8 @@
+"""The measurements, one a module, in the order of the page."""
+
+from __future__ import annotations
+
+from benchmarks.bench import Bench
+from benchmarks.benches import failure, flood, launch, load, stop, values
+
+BENCHES: tuple[Bench, ...] = (load.BENCH, launch.BENCH, values.BENCH, flood.BENCH, *failure.BENCHES, *stop.BENCHES)

@@ -1,0 +1,149 @@
+"""From the request for a cell to the first line at the client, and to the cell's end."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import work
+from benchmarks.bench import Bench, Facts, Row
+from benchmarks.peers import N_RANKS, OURS, Peer
+from benchmarks.session import Cell, Session
+
+PAUSE_S = 3.0  # a person looks at the result before the next launch
+N_WARM = 3
+_LATE_S = 1.0  # output that is still to come after the end of the cell
+
+_STEPS = (
+    # Events of the journal, the last of each kind, in their order; the ranks' own times stand between them.
+    ("run_begun", "agent up"),
+    ("attempt_begun", "ranks ready"),
+    ("rank_running", "work accepted"),
+    ("entered", "function entered"),
+    ("printed", "line printed"),
+    ("rank_returned", "value written"),
+    ("rank_exited", "ranks gone"),
+    ("run_ended", "run ended"),
+    ("idle", "cell idle"),
+)
+
+
+class Launch:
+    """One launch of work that prints a line on each rank."""
+
+    def __init__(self, session: Session, peer: Peer, *, group: bool) -> None:
+        word = f"line-{secrets.token_hex(6)}"
+        function = work.say_line if group else work.say_line_alone
+        self.cell = session.run(peer.launch(function, (word,), group=group))
+        self._line = re.compile(rf"{word} (\d+) ([\d.]+) ([\d.]+);")
+        until = time.time() + _LATE_S
+        while len(self._lines()) < N_RANKS and time.time() < until:
+            session.settle(self.cell, 0.05)
+        if self.cell.idle_at is None or self.cell.has_error or len(self._lines()) < N_RANKS:
+            raise RuntimeError(f"{peer.title}: the launch failed: {len(self._lines())} lines came. {self.cell.error}")
+
+    def _lines(self) -> dict[int, tuple[float, float, float]]:
+        """Return when each rank's function was entered, its line printed, and the line first seen here."""
+        lines: dict[int, tuple[float, float, float]] = {}
+        for message in self.cell.messages:
+            for rank, entered, printed in self._line.findall(message.text):
+                lines.setdefault(int(rank), (float(entered), float(printed), message.at))
+        return lines
+
+    @property
+    def first_line_at(self) -> float:
+        return min(seen for _, _, seen in self._lines().values())
+
+    @property
+    def first_line_s(self) -> float:
+        return self.first_line_at - self.cell.sent_at
+
+    @property
+    def idle_s(self) -> float:
+        assert self.cell.idle_at is not None
+        return self.cell.idle_at - self.cell.sent_at
+
+    def moments(self) -> dict[str, float]:
+        """Return the moments that every launcher's launch has; of two ranks, the slower one's."""
+        lines = self._lines().values()
+        assert self.cell.idle_at is not None
+        return {
+            "entered": max(entered for entered, _, _ in lines),
+            "printed": max(printed for _, printed, _ in lines),
+            "seen": max(seen for _, _, seen in lines),
+            "idle": self.cell.idle_at,
+        }
+
+
+def _measure(peer: Peer, scratch: Path) -> Facts:
+    facts: dict[str, list[float | str]] = {row.key: [] for row in BENCH.rows}
+    with Session(scratch) as session:
+        asked_at = session.check(peer.setup).sent_at
+        cold = Launch(session, peer, group=True)
+        facts["cold"] = [cold.first_line_at - asked_at]
+        facts["cold_idle"] = [cold.cell.idle_at - asked_at if cold.cell.idle_at else 0.0]
+        for _ in range(N_WARM):
+            session.settle(Cell(0), PAUSE_S)
+            warm = Launch(session, peer, group=True)
+            facts["warm"].append(warm.first_line_s)
+            facts["warm_idle"].append(warm.idle_s)
+            for key, step_ms in _account(session, peer, warm):
+                facts[key].append(step_ms)
+        again = Launch(session, peer, group=True)
+        facts["again"] = [again.first_line_s]
+        for _ in range(N_WARM):
+            session.settle(Cell(0), PAUSE_S)
+            bare = Launch(session, peer, group=False)
+            facts["bare"].append(bare.first_line_s)
+            facts["bare_idle"].append(bare.idle_s)
+    return {key: values for key, values in facts.items() if values}
+
+
+def _account(session: Session, peer: Peer, launch: Launch) -> Iterator[tuple[str, float]]:
+    """Yield where the time of a launch went, in milliseconds."""
+    moments = launch.moments()
+    previous = launch.cell.sent_at
+    for key in ("entered", "printed", "seen", "idle"):
+        yield f"to_{key}", 1000 * (moments[key] - previous)
+        previous = moments[key]
+    if peer is not OURS:
+        return
+    journal = Path(session.value("str(run.folder)")) / "events.jsonl"
+    for line in journal.read_text().splitlines():
+        event = json.loads(line)
+        moments[event["event"]] = event["at"]
+    previous = launch.cell.sent_at
+    for key, _ in _STEPS:
+        yield f"step_{key}", 1000 * (moments[key] - previous)
+        previous = moments[key]
+
+
+BENCH = Bench(
+    name="launch",
+    title="Launching",
+    about=(
+        "Two CPU ranks make a gloo group, meet at a barrier, print one line and return. The first launch is counted from the request for "
+        "the kernel's first cell, the launcher's imports included; the others from the request for their cell, "
+        f"{N_WARM} in each kernel with {PAUSE_S:g} s of pause before each. A line counts as seen when the client has received the first "
+        "message that carries it: a `stream` message, or with ice_notebook the widget's message with the panel's new output."
+    ),
+    rows=(
+        Row("cold", "fresh kernel to first line"),
+        Row("cold_idle", "fresh kernel to cell idle"),
+        Row("warm", "next launch: first line"),
+        Row("warm_idle", "next launch: cell idle"),
+        Row("again", "launched again at once: first line"),
+        Row("bare", "without a process group: first line"),
+        Row("bare_idle", "without a process group: cell idle"),
+        Row("to_entered", "next launch: request → function entered on both", "ms"),
+        Row("to_printed", "→ both lines printed (import, group, barrier)", "ms"),
+        Row("to_seen", "→ both lines at the client", "ms"),
+        Row("to_idle", "→ cell idle", "ms"),
+        *(Row(f"step_{key}", f"by the journal: → {text}", "ms") for key, text in _STEPS),
+    ),
+    measure=_measure,
+)

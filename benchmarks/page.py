@@ -1,0 +1,130 @@
+"""What was measured as a page: tables, and the machine they were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from benchmarks.aims import AIMS, Summaries
+from benchmarks.bench import Bench, Row
+from benchmarks.figures import Beyond, Summary, Value, format_ratio, format_summary, format_words, summarise
+from benchmarks.peers import OURS, PEERS
+
+# By bench, row and peer, from all rounds.
+Measured = Mapping[tuple[str, str, str], Sequence[Value]]
+
+_HEAD = """\
+# What does a launch cost?
+
+<!-- Written by `python -m benchmarks`. -->
+
+The same work through the same real kernel, ice_notebook beside other launchers in one run: torch's own elastic launcher called in the
+kernel with `start_method="spawn"`, and accelerate's `notebook_launcher`, which forks the kernel. A client of the kernel counts what it
+receives, one launch at a time, each launcher in a fresh kernel of its own, in an order that rotates from round to round; a first launch of
+each, not counted, has filled the file caches. Cells read median [least–most]; `×` is ice_notebook's median over the other's.
+"""
+_MACHINE_HEAD = "## On what was this measured?\n"
+_AIMS_HEAD = "## Does it keep its bounds?\n\n| what | measured | bound | kept |\n|---|---|---|---|\n"
+_PACKAGES = ("torch", "ipykernel", "ipython", "ipywidgets", "anywidget", "accelerate", "ice-notebook")
+
+
+def format_page(benches: Sequence[Bench], measured: Measured, rounds: int) -> str:
+    """Return the whole page, in Markdown."""
+    parts = [_HEAD, _MACHINE_HEAD + "\n" + format_machine(rounds)]
+    parts += [f"## {bench.title}\n\n{bench.about}\n\n{format_table(bench, measured)}" for bench in benches]
+    aims = format_aims(summaries_of(measured))
+    if aims:
+        parts.append(_AIMS_HEAD + aims)
+    return "\n".join(parts)
+
+
+def format_table(bench: Bench, measured: Measured) -> str:
+    """Return a bench's rows: ours first, then each peer with the ratio to it."""
+    peers = [peer for peer in PEERS if bench.takes(peer)]
+    others = [peer for peer in peers if peer is not OURS]
+    heads = ["", OURS.title, *(head for peer in others for head in (peer.title, "×"))]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for row in bench.rows:
+        values = {peer.name: measured.get((bench.name, row.key, peer.name), ()) for peer in peers}
+        if not any(values.values()):
+            continue
+        cells = [f"{row.text}{', ' + row.unit if row.unit not in {'', 'count', 'per s'} else ''}", _cell(row, values[OURS.name])]
+        for peer in others:
+            cells += [_cell(row, values[peer.name]), _ratio(row, values[OURS.name], values[peer.name])]
+        lines.append(_line(cells))
+    return "\n".join(lines) + "\n"
+
+
+def format_aims(summaries: Summaries) -> str:
+    """Return a line for each bound that was measured."""
+    lines = []
+    for aim in AIMS:
+        checked = aim.check(summaries)
+        if checked is not None:
+            measured, wanted, is_kept = checked
+            lines.append(_line([aim.text, measured, wanted, "yes" if is_kept else "**no**"]))
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def summaries_of(measured: Measured) -> dict[tuple[str, str, str], Summary]:
+    """Return the summaries of everything that is a number."""
+    found = {key: _numbers(values) for key, values in measured.items()}
+    return {key: summarise(numbers) for key, numbers in found.items() if numbers}
+
+
+def format_machine(rounds: int) -> str:
+    """Return the machine and the versions, without any name of the machine."""
+    memory = psutil.virtual_memory().total / 2**30
+    versions = ", ".join(f"{name} {version}" for name, version in _versions())
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    lines = [
+        f"{_processor()}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB of memory, no GPU used.",
+        f"{system}, Python {platform.python_version()}.",
+        f"{versions}.",
+        f"{rounds} round{'' if rounds == 1 else 's'}.",
+    ]
+    return " ".join(lines) + "\n"
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # used from its source folder
+            continue
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _cell(row: Row, values: Sequence[Value]) -> str:
+    if not values:
+        return "–"
+    numbers = _numbers(values)
+    return format_summary(summarise(numbers), row.unit) if numbers else format_words([str(value) for value in values])
+
+
+def _ratio(row: Row, ours: Sequence[Value], theirs: Sequence[Value]) -> str:
+    our_numbers, their_numbers = _numbers(ours), _numbers(theirs)
+    if not row.unit or not our_numbers or not their_numbers:
+        return ""
+    return format_ratio(summarise(our_numbers), summarise(their_numbers))
+
+
+def _numbers(values: Sequence[Value]) -> list[float]:
+    return [value for value in values if isinstance(value, (float, int, Beyond))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,221 @@
+"""The one thread of a run in the kernel: it follows the agent, sees to its end, and drives the views."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import threading
+import time
+import traceback
+from typing import Any, Protocol
+
+from ice_notebook import processes
+from ice_notebook import protocol as p
+from ice_notebook.agents import AgentProcess
+from ice_notebook.frames import Frame
+from ice_notebook.logs import RunLogs
+from ice_notebook.state import RunState
+from ice_notebook.store import RunFolder
+
+VIEW_INTERVAL_S = 0.1  # views are told of changes at most this often
+ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
+LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
+_NEVER = float("inf")
+
+
+class View(Protocol):
+    """Something that shows a run. Called from the run's thread only."""
+
+    def update(self) -> float | None:
+        """Show what has changed; return in how many seconds to be called again even if nothing changes, None for never."""
+
+
+class Followed(Protocol):
+    """A run as its thread sees it."""
+
+    plan: p.Plan
+    logs: RunLogs
+
+    @property
+    def state(self) -> RunState:
+        """Return how the run stands."""
+
+    def take_event(self, event: Any) -> None:
+        """Change by an event."""
+
+    def end(self) -> None:
+        """Take note that the run is over and nothing of it is left."""
+
+
+class Follower(threading.Thread):
+    """Follows an agent to its end and serves views until they are content; without an agent it serves views alone."""
+
+    def __init__(self, run: Followed, folder: RunFolder, agent: AgentProcess | None) -> None:
+        super().__init__(name=f"ice-run-{run.plan.run_id}", daemon=True)
+        self._run = run
+        self._folder = folder
+        self._agent = agent
+        self._lock = threading.Lock()  # guards what other threads bring: views, stops
+        self._views: dict[View, float] = {}  # with the time at which each wants to be called again
+        self._stop_reason = ""
+        self._answer_until: float | None = None  # by when the agent must have answered, and then ended
+        self._has_news = True
+        self._told_at = 0.0
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    # ---- from other threads
+
+    def subscribe(self, view: View) -> bool:
+        """Have a view told of changes from now on; False when this thread is over."""
+        with self._lock:
+            if self._wake_writer < 0:
+                return False
+            self._views[view] = 0.0
+            self._wake()
+        return True
+
+    def ask_to_stop(self, reason: str, *, is_urgent: bool) -> None:
+        """Tell the agent to stop, or, if urgent, to kill. If it does not answer in time it is killed itself."""
+        with self._lock:
+            if self._wake_writer < 0 or self._agent is None or self._run.state.phase.is_final:
+                return
+            agent = self._agent
+            self._stop_reason = self._stop_reason or reason
+            self._answer_until = time.monotonic() + ACKNOWLEDGE_WAIT_S
+            self._wake()
+        with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
+            agent.channel.send("stop", reason=reason, urgent=is_urgent)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # enough wake-ups are under way
+            os.write(self._wake_writer, b"!")
+
+    # ---- the thread
+
+    def run(self) -> None:
+        """See the class."""
+        try:
+            self._follow()
+        except BaseException:  # a fault of ours: the run must not go on unseen, nor anybody wait for it for ever
+            self._log_fault()
+            if self._agent is not None:
+                self._agent.kill()
+                self._close_agent()
+        finally:
+            with self._lock:
+                os.close(self._wake_reader)
+                os.close(self._wake_writer)
+                self._wake_writer = -1
+
+    def _follow(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
+            if self._agent is not None:
+                selector.register(self._agent.channel, selectors.EVENT_READ, self._on_agent)
+            while self._agent is not None or self._has_news or self._next_call() is not None:
+                for key, _ in selector.select(self._select_timeout()):
+                    if not key.data():
+                        selector.unregister(key.fileobj)
+                        self._close_agent()
+                self._check_answer()
+                self._tell_views()
+
+    def _on_wake(self) -> bool:
+        os.read(self._wake_reader, 4096)
+        self._has_news = True
+        return True
+
+    def _on_agent(self) -> bool:
+        """Take what the agent says; False when it has ended."""
+        assert self._agent is not None
+        try:
+            frames = self._agent.channel.receive_ready()
+        except (EOFError, OSError):
+            return False
+        for frame in frames:
+            self._take_frame(frame)
+        self._has_news = True
+        return True
+
+    def _take_frame(self, frame: Frame) -> None:
+        if frame.kind == "output":
+            self._run.logs.feed(frame.fields["attempt"], frame.fields["rank"], frame.body, frame.fields["missed"])
+        elif frame.kind == "event":
+            self._run.take_event(p.decode_event(frame.body))
+        elif frame.kind == "stopping":
+            # Heard. The ladder has its own times; an agent that overstays them is killed as one that does not answer.
+            with self._lock:
+                self._answer_until = time.monotonic() + self._run.plan.grace + LADDER_WAIT_S
+
+    def _check_answer(self) -> None:
+        with self._lock:
+            is_late = self._answer_until is not None and time.monotonic() > self._answer_until
+            if is_late:
+                self._answer_until = None
+        if is_late and self._agent is not None:
+            self._agent.kill()
+
+    def _close_agent(self) -> None:
+        """The agent is gone. If it has not said how the run ended, see to it: nothing of the run is left when this returns."""
+        assert self._agent is not None
+        code = self._agent.close()
+        if not self._run.state.phase.is_final:
+            self._end_in_its_place(code)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._run.plan.payload)
+        with self._lock:
+            self._agent = None
+            self._answer_until = None
+        self._has_news = True
+        self._run.end()
+
+    def _end_in_its_place(self, exit_code: int) -> None:
+        swept = processes.sweep(self._run.plan.marker)
+        outcome = p.Outcome.STOPPED if self._stop_reason else p.Outcome.FAILED
+        reason = self._stop_reason or _how_it_ended(exit_code)
+        ended = p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept)
+        with contextlib.suppress(OSError), self._folder.open_journal() as journal:
+            journal.append(ended)
+        self._run.take_event(ended)
+
+    # ---- views
+
+    def _next_call(self) -> float | None:
+        """Return when the next view wants to be called, None when none does."""
+        with self._lock:
+            return min((at for at in self._views.values() if at < _NEVER), default=None)
+
+    def _select_timeout(self) -> float | None:
+        moments = [moment for moment in (self._next_call(), self._answer_until) if moment is not None]
+        if self._has_news:
+            moments.append(self._told_at + VIEW_INTERVAL_S)
+        return max(0.0, min(moments) - time.monotonic()) if moments else None
+
+    def _tell_views(self) -> None:
+        now = time.monotonic()
+        is_news = self._has_news and now - self._told_at >= VIEW_INTERVAL_S
+        if is_news:
+            self._has_news, self._told_at = False, now
+        with self._lock:
+            due = [view for view, at in self._views.items() if is_news or now >= at]
+        for view in due:
+            again_s = self._update(view)
+            with self._lock:
+                self._views[view] = _NEVER if again_s is None else now + again_s
+
+    def _update(self, view: View) -> float | None:
+        try:
+            return view.update()
+        except Exception:  # a view's fault must not end the run's only thread; the view shows its own errors
+            self._log_fault()
+            return None
+
+    def _log_fault(self) -> None:
+        with contextlib.suppress(OSError), open(self._folder.agent_log, "a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
+
+
+def _how_it_ended(exit_code: int) -> str:
+    """Say that an agent ended without a word."""
+    return f"the agent ended with signal {-exit_code}" if exit_code < 0 else f"the agent ended with exit code {exit_code}"

@@ -1,0 +1,123 @@
+"""The values of a run, by global rank: where they lie, and why one is not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ice_notebook import pickles, report
+from ice_notebook.errors import ResultError, RunFailed, RunStopped
+from ice_notebook.state import Phase, RankState, RunState
+from ice_notebook.store import RunFolder
+
+
+class ResultsRun(Protocol):
+    """A run as its results see it."""
+
+    @property
+    def state(self) -> RunState:
+        """Return how the run stands."""
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of ranks."""
+
+    def exception(self) -> RunFailed | None:
+        """Return the error that says how the run failed."""
+
+
+class Values:
+    """Values on disk or shared memory, each loaded once."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._loaded: dict[tuple[int, int], Any] = {}
+        self._loading = threading.Lock()
+
+    def load(self, attempt: int, rank: RankState) -> Any:
+        """Return the value of a rank that has one.
+
+        Raises:
+            ResultError: it was not kept.
+        """
+        assert rank.value is not None
+        with self._loading:
+            if (attempt, rank.rank) not in self._loaded:
+                kept = self._folder.result_file(attempt, rank.rank)
+                try:
+                    self._loaded[attempt, rank.rank] = pickles.load(rank.value.path if os.path.exists(rank.value.path) else kept)
+                except FileNotFoundError:
+                    raise ResultError.not_kept(rank.rank) from None
+            return self._loaded[attempt, rank.rank]
+
+    def save(self, attempt: int, rank: RankState) -> Path | None:
+        """Bring a rank's value into the run folder, and return where it is; None when there is none to bring.
+
+        Raises:
+            ResultError: there is no room for it.
+        """
+        target = self._folder.result_file(attempt, rank.rank)
+        if rank.value is None or target.exists() or not os.path.exists(rank.value.path):
+            return None
+        partial = target.with_name(target.name + pickles.PART_SUFFIX)
+        try:
+            shutil.copyfile(rank.value.path, partial)
+            partial.rename(target)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise ResultError.no_room(rank.rank, rank.value.size_bytes) from error
+        return target
+
+
+class Results(Mapping[int, Any]):
+    """Global rank to value, of the last attempt's ranks that returned one. See `Run.results`."""
+
+    _ice_refused = "the results of a Run, which are loaded from its files when they are asked for"
+
+    def __init__(self, run: ResultsRun, load: Callable[[int, RankState], Any]) -> None:
+        self._run = run
+        self._load = load
+
+    def __getitem__(self, rank: int) -> Any:
+        run = self._run
+        if not isinstance(rank, int) or not 0 <= rank < run.world_size:
+            raise KeyError(rank)
+        state = run.state.ranks.get(rank)
+        if state is not None and state.value is not None:
+            return self._load(run.state.attempts[-1].number, state)
+        raise self._why_not(rank, state)
+
+    def __contains__(self, rank: object) -> bool:
+        state = self._run.state.ranks.get(rank) if isinstance(rank, int) else None
+        return state is not None and state.value is not None
+
+    def get(self, rank: int, default: Any = None) -> Any:
+        """Return a rank's value, or the default when it has none."""
+        return self[rank] if rank in self else default  # noqa: SIM401 - this is what `get` is
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([rank for rank in sorted(self._run.state.ranks) if rank in self])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        ranks = self._run.state.ranks
+        return "{" + ", ".join(f"{rank}: {value.text}" for rank in self if (value := ranks[rank].value) is not None) + "}"
+
+    def _why_not(self, rank: int, state: RankState | None) -> Exception:
+        """Return the error for a rank that has no value."""
+        run = self._run
+        if state is not None and state.lost:
+            return ResultError(state.lost)
+        if state is not None and state.failure is not None:
+            return run.exception() or RunFailed.of(run, report.failure_sentence(rank, state.failure), ())
+        if run.state.phase is Phase.FAILED:
+            return run.exception() or ResultError.not_yet(rank)
+        if run.state.phase is Phase.STOPPED:
+            return RunStopped.before_return(rank)
+        return ResultError.not_yet(rank)
