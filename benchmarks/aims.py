@@ -34,7 +34,7 @@ class Aim:
             value, measured, wanted = ours.median, format_number(ours.median, self.unit), format_number(self.limit, self.unit)
         else:
             value = ours.median / theirs.median
-            measured, wanted = f"{value:.3f} × {self.of}", f"{self.limit:g} × {self.of}"
+            measured, wanted = f"{value:.3f} x {self.of}", f"{self.limit:g} x {self.of}"
         is_kept = value >= self.limit if self.at_least else value <= self.limit
         suffix = f" {self.unit}" if theirs is None else ""
         return f"{measured}{suffix}", f"{sign} {wanted}{suffix}", is_kept and not ours.is_beyond
@@ -48,7 +48,7 @@ AIMS = (
     Aim("next launch, first line", "launch", "warm", 0.5, of="accelerate"),
     Aim("next launch, cell idle", "launch", "warm_idle", 0.8, of="accelerate"),
     Aim("next launch, first line", "launch", "warm", 1 / 40, of="spawn"),
-    Aim("2 × 256 MiB usable after the last return", "values", "pair_usable", 0.5, of="spawn"),
+    Aim("2 x 256 MiB usable after the last return", "values", "pair_usable", 0.5, of="spawn"),
     Aim("1 GiB opened", "values", "single_opening", 10.0, unit="ms"),
     Aim("kernel's memory before 1 GiB is read", "values", "single_peak", 16.0, unit="MiB"),
     Aim("lines to files", "flood", "rate", 100_000, unit="per s", at_least=True),

@@ -53,19 +53,19 @@ def format_number(value: float, unit: str) -> str:
 
 
 def format_summary(summary: Summary, unit: str) -> str:
-    """Return `median [least–most]`; `> limit` when the median is one that was not reached."""
+    """Return `median [least-most]`; `> limit` when the median is one that was not reached."""
     if summary.is_beyond:
         return f"> {summary.median:g}"
     median = format_number(summary.median, unit)
     if summary.n == 1:
         return median
-    return f"{median} [{format_number(summary.least, unit)}–{format_number(summary.most, unit)}]"
+    return f"{median} [{format_number(summary.least, unit)}-{format_number(summary.most, unit)}]"
 
 
 def format_ratio(ours: Summary, theirs: Summary) -> str:
     """Return how often theirs ours is; a peer that did not end within a limit makes it an upper bound."""
     if ours.is_beyond or theirs.median <= 0:
-        return "–"
+        return ""
     ratio = ours.median / theirs.median
     text = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
     return f"< {text}" if theirs.is_beyond else text

@@ -26,7 +26,7 @@ _HEAD = """\
 The same work through the same real kernel, ice_notebook beside other launchers in one run: torch's own elastic launcher called in the
 kernel with `start_method="spawn"`, and accelerate's `notebook_launcher`, which forks the kernel. A client of the kernel counts what it
 receives, one launch at a time, each launcher in a fresh kernel of its own, in an order that rotates from round to round; a first launch of
-each, not counted, has filled the file caches. Cells read median [least–most]; `×` is ice_notebook's median over the other's.
+each, not counted, has filled the file caches. Cells read median [least-most]; `ratio` is ice_notebook's median over the other's.
 """
 _MACHINE_HEAD = "## On what was this measured?\n"
 _AIMS_HEAD = "## Does it keep its bounds?\n\n| what | measured | bound | kept |\n|---|---|---|---|\n"
@@ -47,7 +47,7 @@ def format_table(bench: Bench, measured: Measured) -> str:
     """Return a bench's rows: ours first, then each peer with the ratio to it."""
     peers = [peer for peer in PEERS if bench.takes(peer)]
     others = [peer for peer in peers if peer is not OURS]
-    heads = ["", OURS.title, *(head for peer in others for head in (peer.title, "×"))]
+    heads = ["", OURS.title, *(head for peer in others for head in (peer.title, "ratio"))]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in bench.rows:
         values = {peer.name: measured.get((bench.name, row.key, peer.name), ()) for peer in peers}
@@ -110,7 +110,7 @@ def _processor() -> str:
 
 def _cell(row: Row, values: Sequence[Value]) -> str:
     if not values:
-        return "–"
+        return "-"
     numbers = _numbers(values)
     return format_summary(summarise(numbers), row.unit) if numbers else format_words([str(value) for value in values])
 

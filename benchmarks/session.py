@@ -22,6 +22,8 @@ from benchmarks.work import Work
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL_LIMIT_S = 120.0
+# Settings of the shell that a user's kernel does not have: no module would be kept compiled, and buffering would be hidden.
+_NOT_PASSED_ON = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
 SETTLE_S = 0.5  # after the end of a cell: what is still on its way arrives, and teardown of the launch before is over
 
 
@@ -70,7 +72,7 @@ class Session:
         self._scratch = scratch
         self._n_folders = 0
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON},
             family.MARKER: self.marker,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",  # as torchrun does

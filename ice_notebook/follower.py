@@ -20,6 +20,7 @@ from ice_notebook.store import RunFolder
 
 VIEW_INTERVAL_S = 0.1  # views are told of changes at most this often
 ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
+EARLY_WAIT_S = 0.2  # the same before the first attempt, when nothing of the user's runs yet: importing torch deafens an agent
 LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
 _NEVER = float("inf")
 
@@ -82,7 +83,7 @@ class Follower(threading.Thread):
                 return
             agent = self._agent
             self._stop_reason = self._stop_reason or reason
-            self._answer_until = time.monotonic() + ACKNOWLEDGE_WAIT_S
+            self._answer_until = time.monotonic() + (ACKNOWLEDGE_WAIT_S if self._run.state.attempts else EARLY_WAIT_S)
             self._wake()
         with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
             agent.channel.send("stop", reason=reason, urgent=is_urgent)
@@ -159,6 +160,8 @@ class Follower(threading.Thread):
     def _close_agent(self) -> None:
         """The agent is gone. If it has not said how the run ended, see to it: nothing of the run is left when this returns."""
         assert self._agent is not None
+        if self._run.state.phase.is_final:
+            self._agent.kill()  # it has said its last word; an import of torch that still goes on could hold it up for a second
         code = self._agent.close()
         if not self._run.state.phase.is_final:
             self._end_in_its_place(code)
@@ -171,7 +174,7 @@ class Follower(threading.Thread):
         self._run.end()
 
     def _end_in_its_place(self, exit_code: int) -> None:
-        swept = processes.sweep(self._run.plan.marker)
+        swept = processes.sweep(self._run.plan.marker, looks=3)
         outcome = p.Outcome.STOPPED if self._stop_reason else p.Outcome.FAILED
         reason = self._stop_reason or _how_it_ended(exit_code)
         ended = p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept)

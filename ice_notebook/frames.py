@@ -90,7 +90,8 @@ class Channel:
         """Return how many bytes are to come before anything more can be said of the next frame."""
         if len(self._received) < _HEAD.size:
             return _HEAD.size - len(self._received)
-        return _HEAD.size + sum(_HEAD.unpack_from(self._received)) - len(self._received)
+        header_bytes, body_bytes = _HEAD.unpack_from(self._received)
+        return int(_HEAD.size + header_bytes + body_bytes - len(self._received))
 
     def _take(self) -> Frame | None:
         if len(self._received) < _HEAD.size or self._missing() > 0:

@@ -366,6 +366,8 @@ class LaunchOptions:
 
     @staticmethod
     def _written(name: str, value: Any) -> str:
+        if isinstance(value, int | float):
+            return repr(value)
         text = TABLE.options[name].grammar.format(value)
         return text if TABLE.options[name].grammar.is_expression else repr(text)
 

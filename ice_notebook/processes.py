@@ -72,11 +72,12 @@ def find_marked(*markers: str) -> list[int]:
     return [pid for pid in _pids() if pid != os.getpid() and _carries(pid, markers)]
 
 
-def sweep(*markers: str, with_children: bool = False) -> int:
+def sweep(*markers: str, with_children: bool = False, looks: int = 1) -> int:
     """Kill whatever carries one of the markers, whatever its session, group or parent, and return how many processes that were.
 
     `with_children` adds the children of this process: an agent adopts what ranks leave behind, and a program that was started with an
-    environment of its own carries no marker.
+    environment of its own carries no marker. It is over when so many `looks` in a row have found nothing: a process has no environment for
+    the blink of an eye in which it becomes another program.
 
     It repeats, because a dying tree may still fork, and works by pidfd, so that a pid taken over by a stranger is never hit. Resource
     trackers get TRACKER_WAIT_S to clean up after their owners. Orphans that have become children of this process are reaped one by one:
@@ -84,6 +85,7 @@ def sweep(*markers: str, with_children: bool = False) -> int:
     """
     killed: set[int] = set()
     trackers_until = time.monotonic() + TRACKER_WAIT_S
+    looks_left = looks
     for _ in range(_SWEEP_ROUNDS):
         left = find_marked(*markers)
         left += [pid for pid in _children() if pid not in left] if with_children else []
@@ -94,7 +96,8 @@ def sweep(*markers: str, with_children: bool = False) -> int:
         for pid in killed:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        if not left:
+        looks_left = looks if left else looks_left - 1
+        if not looks_left:
             break
         time.sleep(_SWEEP_INTERVAL_S)  # the dead leave /proc by themselves; nothing announces it for processes that are not ours
     return len(killed)

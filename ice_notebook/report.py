@@ -12,7 +12,7 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from ice_notebook.protocol import Excerpt, Failure, Frame, Plan, Value
+from ice_notebook.protocol import Excerpt, Failure, Frame, Plan, Value, replace
 from ice_notebook.safe_html import safe_html
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
@@ -34,6 +34,7 @@ _STOP_WORDS = {
     "signal": "stopped because its agent was told to end",
 }
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\^_]")
+_CELL = re.compile(r"Cell In\[\d+\]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -121,9 +122,17 @@ def _root(state: RunState) -> int | None:
 
 def _place(failure: Failure) -> str:
     if failure.excerpt is not None:
-        return f"{failure.excerpt.where}, line {failure.excerpt.failing}"
+        return f"{_unnumbered(failure.excerpt.where)}, line {failure.excerpt.failing}"
     users = [frame for frame in failure.frames if frame.is_users and frame.line > 0]
-    return f"{users[-1].where}, line {users[-1].line}" if users else ""
+    return f"{_unnumbered(users[-1].where)}, line {users[-1].line}" if users else ""
+
+
+def _unnumbered(where: str) -> str:
+    """Return a place without the number of a cell, which is that of its execution: the next one has another, and nbval's cells have none.
+
+    The error that the cell draws has it; what is stored and compared does not.
+    """
+    return "cell" if _CELL.fullmatch(where) else where
 
 
 def _is_echo(rank: RankState, root: int | None) -> bool:
@@ -350,7 +359,7 @@ def _place_html(failure: Failure) -> Iterator[str]:
         ]
         yield f"<pre>{NEWLINE.join(marked)}</pre>"
     if failure.frames:
-        text = "\n".join(_frame_title(frame) for frame in failure.frames)
+        text = "\n".join(_frame_title(replace(frame, where=_unnumbered(frame.where))) for frame in failure.frames)
         yield f"<details><summary>called from</summary>{_element('pre', text, '', 5 * _LINE_BYTES)}</details>"
 
 

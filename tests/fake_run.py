@@ -86,10 +86,14 @@ FAILURE = p.Failure(
     traceback="Traceback (most recent call last):\n  Cell In[7], line 9, in train(launcher)\n    scale = 1 / (launcher.rank - 1)\n"
     "            ~~^~~~~~~~~~~~~~~~~~~~~\nZeroDivisionError: division by zero\n",
 )
-ECHO = p.Failure(kind="raised", headline="RuntimeError: Connection closed by peer [127.0.0.1]:36027", exit_code=1, is_communication=True)
+ECHO = p.Failure(
+    kind="raised", headline="RuntimeError: Connection closed by peer [127.0.0.1]:36027", exit_code=1, is_communication=True
+)
 
 
-def failed(n: int, root: int = 1, attempt: int = 0, at: float = 1041.0, *, restarting: bool = False, echo: int | None = None) -> list[Any]:
+def failed(
+    n: int, root: int = 1, attempt: int = 0, at: float = 1041.0, *, restarting: bool = False, echo: int | None = None
+) -> list[Any]:
     """Return the events of an attempt in which one rank raises."""
     events: list[Any] = [p.RankFailed(at=at, attempt=attempt, rank=root, failure=FAILURE)]
     if echo is not None:
@@ -107,7 +111,9 @@ class FakeRun:
 
     id = "fake"
 
-    def __init__(self, script: Iterable[Any] = (), *, plan: p.Plan | None = None, start: bool = False, grace_s: float = 0.3) -> None:
+    def __init__(
+        self, script: Iterable[Any] = (), *, plan: p.Plan | None = None, start: bool = False, grace_s: float = 0.3
+    ) -> None:
         self.script = list(script)
         self.plan = plan or make_plan()
         self.state = RunState()

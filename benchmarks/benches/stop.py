@@ -54,7 +54,8 @@ def _interrupted(how: str) -> Callable[[Peer, Path], Facts]:
             act = _Act(folder, session.interrupt)
             cell = session.run(peer.launch(work.block, (str(folder), how)), limit_s=LIMIT_S, while_waiting=act)
             assert act.at is not None, f"{peer.title}: the ranks did not start"
-            facts: dict[str, list[Value]] = {"idle": [_since(act.at, cell.idle_at)]} | _what_is_left(session, act)
+            facts = _what_is_left(session, act)
+            facts["idle"] = [_since(act.at, cell.idle_at)]
             if cell.idle_at is not None:
                 facts["next"] = [next_works(session, peer)]
         return facts

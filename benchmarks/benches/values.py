@@ -16,6 +16,7 @@ _SINGLE = (1024, 0)
 
 _BEFORE = """
 import time
+import torch
 from benchmarks import meter
 meter.reset_peak()
 _before = meter.resident_mib()
@@ -73,9 +74,10 @@ BENCH = Bench(
     about=(
         "Each rank returns a float32 tensor of 256 MiB; then rank 0 alone returns one of 1 GiB. The time runs from the last rank's `return` "
         "until the tensors are bound to a name in the same cell: with ice_notebook after `%%elastic_launch` has ended and `run.results` "
-        "has given them. Resident memory is the kernel's, shared pages included. accelerate cannot return values."
+        "has given them. Resident memory is the kernel's, shared pages included. The kernel has imported "
+        "torch before, which ice_notebook does not need until a tensor is opened. accelerate cannot return values."
     ),
-    rows=(*_rows("pair", "2 × 256 MiB"), *_rows("single", "1 GiB")),
+    rows=(*_rows("pair", "2 x 256 MiB"), *_rows("single", "1 GiB")),
     measure=_measure,
     takes=lambda peer: peer.returns_values,
 )

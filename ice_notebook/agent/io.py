@@ -25,6 +25,8 @@ from ice_notebook.store import Journal, RunFolder
 # After a little output the terminals are left alone for a moment: a rank that prints line by line would otherwise cost a wake-up a line.
 OUTPUT_PAUSE_S = 0.005
 _LITTLE_OUTPUT_BYTES = 16 << 10
+# A terminal gives at most 4 KiB a read: with one read a turn, two ranks that flood would never give more than a little.
+_READS_A_TURN = 16
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class AgentIO(threading.Thread):
         self.is_urgent = False  # the person has pressed again: kill
         self.is_ending = False  # ranks are being ended by us: their exits are no failures
         self.is_last_attempt = False
+        self.is_closing = False  # the agent is about to leave: no rank is started any more
         self.error: BaseException | None = None  # a rank could not be started
         self.on_stop: Callable[[], None] = lambda: None  # called once, by whoever asked
         self.outbox = Outbox(kernel)
@@ -175,16 +178,19 @@ class AgentIO(threading.Thread):
             self._start_rank()
 
     def _start_rank(self) -> None:
-        try:
-            rank = start_rank(self.plan, self._serial)
-        except OSError as error:
-            with self.condition:
+        # Held all the time: whoever is about to end all ranks must not miss one that is just being started.
+        with self.condition:
+            if self.is_closing:
+                self._being_started = 0
+                return
+            try:
+                rank = start_rank(self.plan, self._serial)
+            except OSError as error:
                 self.error = error
                 self._being_started = 0
                 self.condition.notify_all()
-            return
-        self._serial += 1
-        with self.condition:
+                return
+            self._serial += 1
             self._being_started -= 1
             self.ranks.append(rank)
             self._watch_stream(rank.terminal)
@@ -288,17 +294,23 @@ class AgentIO(threading.Thread):
     def _on_terminals(self) -> None:
         taken = 0
         for fd, _ in self._terminals.poll(0):
-            stream = self._streams.get(fd)
-            if stream is None:
-                continue
+            if (stream := self._streams.get(fd)) is not None:
+                taken += self._read_stream(stream)
+        if taken < _LITTLE_OUTPUT_BYTES:
+            self._terminals_rest_until = time.monotonic() + OUTPUT_PAUSE_S
+
+    def _read_stream(self, stream: Stream) -> int:
+        """Take what a terminal holds, up to a turn's share, and return how many bytes that was."""
+        taken = 0
+        for _ in range(_READS_A_TURN):
             output = read_terminal(stream)
             if output is None:
                 self._end_stream(stream)
-            elif output:
-                taken += len(output)
-                self._take_output(stream, output)
-        if taken < _LITTLE_OUTPUT_BYTES:
-            self._terminals_rest_until = time.monotonic() + OUTPUT_PAUSE_S
+            if not output:
+                break
+            taken += len(output)
+            self._take_output(stream, output)
+        return taken
 
     def _take_output(self, stream: Stream, output: bytes) -> None:
         with self.condition:

@@ -53,10 +53,10 @@ class Agent:
         plan, io = self._plan, self._io
         for number in _STOP_SIGNALS:
             signal.signal(number, self._on_signal)
-        io.start()
-        io.start_ranks(plan.world_size)  # they import torch while this process does
         started = processes.start_time(os.getpid()) or 0.0
         io.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started))
+        io.start()
+        io.start_ranks(plan.world_size)  # they import torch while this process does
         outcome, reason, swept = p.Outcome.FAILED, "", 0
         try:
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
@@ -90,7 +90,7 @@ class Agent:
         """End ranks that were still getting ready, and whatever else is left. Returns how many processes were swept."""
         io = self._io
         with io.condition:
-            io.is_ending = True
+            io.is_ending = io.is_closing = True
             left = list(io.ranks)
         for rank in left:
             processes.kill_group(rank)

@@ -29,6 +29,10 @@ def take_terminal(fd: int) -> None:
     """Make a pseudo-terminal the controlling one of this session: when the agent's end closes, the session is hung up."""
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
     os.close(fd)
+    # What a rank starts in a process group of its own would be stopped for good when it reads from the terminal or changes it, and nobody
+    # could bring it to the foreground. Children inherit "ignore", and get an error instead.
+    for number in (signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def buffer_by_line() -> None:

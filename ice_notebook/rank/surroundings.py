@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import importlib.abc
+import importlib.machinery
 import json
 import linecache
 import sys
@@ -54,15 +56,18 @@ def show_as_text() -> None:
             print("(a rank displays text only; return the object to see it in the notebook)")
 
     builtins.display = display  # type: ignore[attr-defined]
-    sys.modules.setdefault("tqdm.notebook", _OrdinaryBars("tqdm.notebook"))
+    # Found by the import system, not put among the loaded modules: `import tqdm.notebook` then binds it in tqdm as well.
+    sys.meta_path.insert(0, _OrdinaryBars())
 
 
-class _OrdinaryBars(types.ModuleType):
-    """Stands in for `tqdm.notebook`, whose bars are widgets; tqdm is imported only when somebody asks."""
+class _OrdinaryBars(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds `tqdm.notebook`, whose bars are widgets, as a module with tqdm's ordinary ones."""
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        from tqdm import std  # noqa: PLC0415
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(name, self) if name == "tqdm.notebook" else None
 
-        return {"tqdm": std.tqdm, "tqdm_notebook": std.tqdm, "trange": std.trange, "tnrange": std.trange}[name]
+    def exec_module(self, module: Any) -> None:
+        from tqdm import std  # noqa: PLC0415 - somebody asks for a part of it, so it is there
+
+        module.tqdm = module.tqdm_notebook = std.tqdm
+        module.trange = module.tnrange = std.trange

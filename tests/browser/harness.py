@@ -162,7 +162,9 @@ class JupyterLab:
         """Write a notebook of code cells and return its name."""
         name = name or f"test_{next(self._names)}.ipynb"
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel), self.root / name)
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel), self.root / name
+        )
         return name
 
     def read(self, name: str) -> Any:
@@ -246,7 +248,9 @@ class NotebookPage:
 
     def wait_ready(self, *, wait_kernel: bool = True) -> None:
         """Wait for the notebook's cells and, if wanted, for an idle kernel."""
-        self.page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.content?.widgets?.length", timeout=START_S * 1000)
+        self.page.wait_for_function(
+            "() => window.jupyterapp?.shell.currentWidget?.content?.widgets?.length", timeout=START_S * 1000
+        )
         if wait_kernel:
             self.page.wait_for_function(
                 "() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
@@ -255,7 +259,9 @@ class NotebookPage:
 
     def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         """Run a command of JupyterLab, and do not wait for it: a running cell would block."""
-        self.page.evaluate("([name, arguments]) => { window.jupyterapp.commands.execute(name, arguments) }", [name, arguments or {}])
+        self.page.evaluate(
+            "([name, arguments]) => { window.jupyterapp.commands.execute(name, arguments) }", [name, arguments or {}]
+        )
 
     # ---- cells
 
@@ -274,7 +280,9 @@ class NotebookPage:
             self.wait_idle(timeout_s)
 
     def _executions(self, i: int) -> int | None:
-        count: int | None = self.page.evaluate("(i) => window.jupyterapp.shell.currentWidget.content.widgets[i].model.executionCount", i)
+        count: int | None = self.page.evaluate(
+            "(i) => window.jupyterapp.shell.currentWidget.content.widgets[i].model.executionCount", i
+        )
         return count
 
     def wait_idle(self, timeout_s: float = WAIT_S) -> None:
@@ -287,7 +295,9 @@ class NotebookPage:
         )
 
     def is_running(self, i: int) -> bool:
-        state: bool = self.page.evaluate("(i) => window.jupyterapp.shell.currentWidget.content.widgets[i].model.executionState == 'running'", i)
+        state: bool = self.page.evaluate(
+            "(i) => window.jupyterapp.shell.currentWidget.content.widgets[i].model.executionState == 'running'", i
+        )
         return state
 
     def cell(self, i: int) -> Locator:

@@ -42,14 +42,14 @@ def test_one_rank_is_one_rank() -> None:
 def test_a_failed_run_shows_the_root_cause_with_the_cells_lines_and_then_the_other_ranks() -> None:
     assert lines(format_text(plan(4), failed().state)) == [
         "Run: failed · 4 ranks · cpu:0-3 · restarts 0/3",
-        "rank 1: ValueError: bad loss (Cell In[3], line 4)",
+        "rank 1: ValueError: bad loss (cell, line 4)",
         "      1 def train():",
         "      2     for step in range(3):",
         "      3         loss = step",
         '----> 4         raise ValueError("bad loss")',
         "      5     return loss",
         "rank 0: stopped because rank 1 failed",
-        "rank 2: also failed: KeyError: 'x' (Cell In[3], line 4)",
+        "rank 2: also failed: KeyError: 'x' (cell, line 4)",
         "rank 3: returned {'loss': 0.4}",
     ]
 
@@ -73,7 +73,7 @@ def test_a_connection_that_broke_first_is_the_cause() -> None:
 def test_the_cause_is_found_when_the_agent_died_before_it_named_one() -> None:
     history = History(3).begin().fails(0, broken_connection()).fails(2, raised(at=3.0)).fails(1, raised("OSError: no", at=2.0))
     text = format_text(plan(3), history.end(p.Outcome.FAILED, "the agent died").state)
-    assert lines(text)[1] == "rank 1: OSError: no (Cell In[3], line 4)"
+    assert lines(text)[1] == "rank 1: OSError: no (cell, line 4)"
 
 
 def test_a_run_that_no_rank_failed_says_what_ended_it() -> None:
@@ -131,7 +131,7 @@ def test_restarts_are_told_with_what_failed() -> None:
     assert lines(format_text(plan(), history.state)) == [
         "Run: succeeded · 2 ranks · cpu:0-1 · restarts 2/3",
         "restart 1: rank 1: killed by SIGKILL (signal 9); the system was out of memory",
-        "restart 2: rank 0: ValueError: bad loss (Cell In[3], line 4)",
+        "restart 2: rank 0: ValueError: bad loss (cell, line 4)",
         "rank 0: 1",
         "rank 1: 2",
     ]
@@ -192,7 +192,7 @@ def test_a_thousand_ranks_are_counted_and_the_first_shown() -> None:
 
 def test_the_error_shows_the_root_ranks_traceback_then_the_other_ranks_then_the_restarts() -> None:
     headline, shown = failure_lines(plan(4), failed().state)
-    assert headline == "rank 1: ValueError: bad loss (Cell In[3], line 4)"
+    assert headline == "rank 1: ValueError: bad loss (cell, line 4)"
     assert shown == [
         "",
         "Traceback of rank 1 (most recent call last):",
@@ -208,7 +208,7 @@ def test_the_error_shows_the_root_ranks_traceback_then_the_other_ranks_then_the_
         "ValueError: bad loss",
         "",
         "rank 0: stopped because rank 1 failed",
-        "rank 2: also failed: KeyError: 'x' (Cell In[3], line 4)",
+        "rank 2: also failed: KeyError: 'x' (cell, line 4)",
         "rank 3: returned {'loss': 0.4}",
         "",
         "restarts used: 0 of 3",
@@ -234,7 +234,7 @@ def test_a_crash_shows_the_line_of_the_cell_that_crashed() -> None:
     crash = p.Failure(kind="signal", headline="killed by SIGSEGV (signal 11)", excerpt=raised().excerpt, exit_code=-11)
     history = History(1).begin().fails(0, crash).group_fails(0).exits(0, -11).end(p.Outcome.FAILED)
     headline, shown = failure_lines(plan(1), history.state)
-    assert headline == "rank 0: killed by SIGSEGV (signal 11) (Cell In[3], line 4)"
+    assert headline == "rank 0: killed by SIGSEGV (signal 11) (cell, line 4)"
     assert '----> 4         raise ValueError("bad loss")' in shown
     assert "restarts used: 0 of 3" in shown
 
@@ -307,6 +307,21 @@ def test_only_the_last_20_lines_of_a_rank_are_shown() -> None:
     assert source.rstrip().endswith("line 49</pre></details></div>")
 
 
+def test_the_number_of_a_cell_stands_in_its_error_only() -> None:
+    def at(number: int) -> p.Failure:
+        frame = p.Frame(where=f"Cell In[{number}]", line=4, function="train", source="raise ValueError")
+        return raised(frames=(frame,), excerpt=p.Excerpt(where=frame.where, first=4, lines=("raise ValueError",), failing=4))
+
+    states = [
+        History().begin().fails(1, at(n)).group_fails(1).exits(0, -15).exits(1, 1).end(p.Outcome.FAILED).state for n in (3, 70)
+    ]
+    assert len({format_text(plan(), state) for state in states}) == 1
+    assert len({format_html(plan(), state, {}) for state in states}) == 1
+    (headline, below), (other_headline, _) = (failure_lines(plan(), state) for state in states)
+    assert headline == other_headline == "rank 1: ValueError: bad loss (cell, line 4)"
+    assert "  Cell In[3], line 4, in train" in below
+
+
 def test_the_last_lines_are_those_before_the_printed_traceback() -> None:
     failure = broken_connection()
     printed = failure.traceback.rstrip().splitlines()
@@ -323,7 +338,7 @@ def test_the_last_lines_are_those_before_the_printed_traceback() -> None:
 def test_the_page_of_a_failed_run_shows_the_cells_lines_and_marks_the_failing_one() -> None:
     source = format_html(plan(4), failed().state, {})
     page = Page(source)
-    assert "rank 1: ValueError: bad loss (Cell In[3], line 4)" in page.text
+    assert "rank 1: ValueError: bad loss (cell, line 4)" in page.text
     assert '<span class="ice-failing">----&gt; 4         raise ValueError(&quot;bad loss&quot;)</span>' in source
     assert source.count('class="ice-failing"') == 1
     assert "torch.nn.functional:3494, in cross_entropy" in page.text

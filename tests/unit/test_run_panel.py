@@ -102,7 +102,10 @@ def test_the_first_message_draws_the_whole_panel(opened):
     state = data["state"]["state"]
     assert kind == "comm_open"
     assert (state["phase"], state["name"], state["rev"]) == ("running", "train", 1)
-    assert [(rank["rank"], rank["device"], rank["phase"]) for rank in state["ranks"]] == [(0, "cpu:0", "running"), (1, "cpu:1", "running")]
+    assert [(rank["rank"], rank["device"], rank["phase"]) for rank in state["ranks"]] == [
+        (0, "cpu:0", "running"),
+        (1, "cpu:1", "running"),
+    ]
     json.dumps(state)
     assert "is_final" in state
 
@@ -428,7 +431,10 @@ def test_a_failure_names_the_root_first_with_its_lines():
 
 
 def test_a_signal_is_named():
-    events = [*begun(1), p.RankFailed(at=1.0, attempt=0, rank=0, failure=p.Failure(kind="signal", headline="died of SIGSEGV", exit_code=-11))]
+    events = [
+        *begun(1),
+        p.RankFailed(at=1.0, attempt=0, rank=0, failure=p.Failure(kind="signal", headline="died of SIGSEGV", exit_code=-11)),
+    ]
     assert snapshot(make_plan(1), replay(events), Path())["ranks"][0]["note"] == "SIGSEGV"
 
 
@@ -436,7 +442,11 @@ def test_a_signal_is_named():
     ("events", "kind", "text"),
     [
         (begun(2), None, ""),
-        ([*begun(2), *failed(2, restarting=True)], "restarting", "Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero. All ranks are started again."),
+        (
+            [*begun(2), *failed(2, restarting=True)],
+            "restarting",
+            "Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero. All ranks are started again.",
+        ),
         (
             [*begun(2), *failed(2, restarting=True), *begun(2, attempt=1)],
             "restarting",

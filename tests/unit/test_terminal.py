@@ -104,7 +104,9 @@ def erasures(file):
 
 
 def moves(file):
-    file.write("one\ntwo\nthree\x1b[2A\x1b[1GON\x1b[2B\x1b[10Cfar\x1b[4Dx\n\x1b]0;title\x07seen\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\\n")
+    file.write(
+        "one\ntwo\nthree\x1b[2A\x1b[1GON\x1b[2B\x1b[10Cfar\x1b[4Dx\n\x1b]0;title\x07seen\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\\n"
+    )
     file.write("\x1b[?25lhidden\x1b[?25h\x1b(B\x1b7\x1b8\n\x1b[2Fup\x1b[Edown\n")
 
 
@@ -156,7 +158,13 @@ def test_newline_with_and_without_carriage_return_is_the_same():
 
 def test_a_line_drawn_over_is_marked_and_others_are_not():
     lines = lines_of(bytes_of(written_over_a_bar))
-    assert [plain_text(line).rstrip() for line in lines if not line.startswith(REDRAWN)] == ["note 0", "note 5", "note 10", "note 15", "after"]
+    assert [plain_text(line).rstrip() for line in lines if not line.startswith(REDRAWN)] == [
+        "note 0",
+        "note 5",
+        "note 10",
+        "note 15",
+        "after",
+    ]
     assert all(line.startswith(REDRAWN) for line in lines_of(b"\r  0%|        | 0/9"))
     assert lines_of(b"plain\r\nred \x1b[31mx\x1b[0m\r\n")[0] == "plain"
     assert lines_of(b"50%\r60%")[0].startswith(REDRAWN)
@@ -220,7 +228,9 @@ def test_an_endless_line_costs_bounded_memory():
     assert terminal.live()[1] == "next"
 
 
-@pytest.mark.parametrize("filler", [b"\x1b[31mx", b"\x1b]0;", b"\x1b[1;", b"\x1b[999999999C", "é\u0301".encode(), b"\r.", b"\x1b[1m\b"])
+@pytest.mark.parametrize(
+    "filler", [b"\x1b[31mx", b"\x1b]0;", b"\x1b[1;", b"\x1b[999999999C", "é\u0301".encode(), b"\r.", b"\x1b[1m\b"]
+)
 def test_endless_steering_costs_bounded_memory(filler):
     terminal = Terminal()
     for _ in range(20):

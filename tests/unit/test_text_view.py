@@ -150,11 +150,11 @@ def test_every_end_has_its_line() -> None:
         return screen.after(0.1)
 
     assert ended(lambda h: h.returns(0).returns(1).end()) == ["run: succeeded"]
-    failure = "rank 1 failed: ValueError: bad loss (Cell In[3], line 4)"
+    failure = "rank 1 failed: ValueError: bad loss (cell, line 4)"
     assert ended(lambda h: h.fails(1).group_fails(1).end(p.Outcome.FAILED)) == [failure, "run: failed"]
     assert ended(lambda h: h.end(p.Outcome.FAILED, "the agent died")) == ["run: failed · the agent died"]
     assert ended(lambda h: h.fails(0).end(p.Outcome.FAILED, "the agent died")) == [
-        "run: failed · rank 0: ValueError: bad loss (Cell In[3], line 4)"
+        "run: failed · rank 0: ValueError: bad loss (cell, line 4)"
     ]
     assert ended(lambda h: h.stop("interrupt").end(p.Outcome.STOPPED)) == ["run: stopping", "run: stopped by an interrupt"]
     interrupted = raised("KeyboardInterrupt")
@@ -169,7 +169,7 @@ def test_a_failure_is_told_at_once_and_once() -> None:
     screen = Screen(run)
     screen.after(0.1)
     run.history.fails(1).fails(0, broken_connection()).group_fails(1)
-    assert screen.after(0.1) == ["rank 1 failed: ValueError: bad loss (Cell In[3], line 4)"]
+    assert screen.after(0.1) == ["rank 1 failed: ValueError: bad loss (cell, line 4)"]
     run.history.exits(0, 1).exits(1, 1).end(p.Outcome.FAILED)
     assert screen.after(0.1) == ["run: failed"]
     assert screen.after(5) == []
@@ -187,7 +187,7 @@ def test_a_restart_stands_between_the_lines_of_its_attempts() -> None:
     assert screen.after(1) == [
         "[0] old zero",
         "[1] old one",
-        "restart 1/3: rank 1 failed: ValueError: bad loss (Cell In[3], line 4)",
+        "restart 1/3: rank 1 failed: ValueError: bad loss (cell, line 4)",
         "[0] new zero",
         "[1] new one",
     ]
@@ -203,11 +203,11 @@ def test_what_a_rank_printed_last_comes_before_what_became_of_it() -> None:
     assert screen.after(0.1) == [
         "[0] 3/10",
         "[1] last words",
-        "restart 1/3: rank 1 failed: ValueError: bad loss (Cell In[3], line 4)",
+        "restart 1/3: rank 1 failed: ValueError: bad loss (cell, line 4)",
     ]
     run.history.begin().fails(0).group_fails(0)
     run.says(0, "second words")
-    assert screen.after(0.1) == ["[0] second words", "rank 0 failed: ValueError: bad loss (Cell In[3], line 4)"]
+    assert screen.after(0.1) == ["[0] second words", "rank 0 failed: ValueError: bad loss (cell, line 4)"]
 
 
 def test_a_restart_is_told_when_the_group_fails_and_not_again() -> None:
@@ -215,11 +215,11 @@ def test_a_restart_is_told_when_the_group_fails_and_not_again() -> None:
     screen = Screen(run)
     screen.after(0.1)
     run.history.fails(1).group_fails(1, restarting=True)
-    assert screen.after(0.1) == ["restart 1/3: rank 1 failed: ValueError: bad loss (Cell In[3], line 4)"]
+    assert screen.after(0.1) == ["restart 1/3: rank 1 failed: ValueError: bad loss (cell, line 4)"]
     run.history.begin()
     assert screen.after(1) == []
     run.history.fails(0).group_fails(0).end(p.Outcome.FAILED)
-    assert screen.after(1) == ["rank 0 failed: ValueError: bad loss (Cell In[3], line 4)", "run: failed"]
+    assert screen.after(1) == ["rank 0 failed: ValueError: bad loss (cell, line 4)", "run: failed"]
 
 
 def test_a_run_that_was_seen_at_its_end_only_reads_like_one_that_was_watched() -> None:

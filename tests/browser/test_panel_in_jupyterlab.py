@@ -125,16 +125,17 @@ def test_a_run_that_no_cell_waits_for_is_stopped_by_message_only(open_notebook):
     page.wait_output(2, re.compile("stopped \\['stop'\\]"))
 
 
-@pytest.mark.parametrize("keys", [["x"], ["d", "d"], ["m"], ["Enter"]])
-def test_shortcuts_with_a_focused_button_leave_the_cells_alone(live, keys):
+def test_shortcuts_with_a_focused_button_leave_the_cells_alone(live):
     live.wait_output(1, "step 4")
     before = live.cells().split()[0]
-    live.output(1).locator(".ice-tab").first.click()
-    live.press(*keys)
-    live.output(1).locator(".ice-tab").first.focus()
-    live.press(*[key for key in keys if key != "Enter"])
-    live.page.wait_for_timeout(300)
-    assert live.cells().split()[0] == before
+    tab = live.output(1).locator(".ice-tab").first
+    for keys in (["x"], ["d", "d"], ["m"], ["Enter"]):
+        tab.click()
+        live.press(*keys)
+        tab.focus()
+        live.press(*keys)
+        live.page.wait_for_timeout(200)
+        assert live.cells().split()[0] == before, keys
     live.click("Stop", 1)
     live.wait_idle()
 
@@ -173,8 +174,12 @@ def test_a_view_made_late_in_a_blocking_cell_is_filled_at_once(open_notebook):
 
 
 def test_values_are_shown_and_their_html_cannot_run(open_notebook):
-    html = '<b>bold</b><script>parent.document.title = "taken"</script><img src="http://192.0.2.1/x.png" onerror="parent.hacked = 1">'
-    page = open_notebook(SETUP, f"run = show(*now(begun(2)), *now(returned([value('41'), value('html', 'Table', {html!r})])))\nrun.wait()")
+    html = (
+        '<b>bold</b><script>parent.document.title = "taken"</script><img src="http://192.0.2.1/x.png" onerror="parent.hacked = 1">'
+    )
+    page = open_notebook(
+        SETUP, f"run = show(*now(begun(2)), *now(returned([value('41'), value('html', 'Table', {html!r})])))\nrun.wait()"
+    )
     page.run_cell(0)
     page.run_cell(1)
     wait_chip(page, "succeeded")
@@ -186,7 +191,9 @@ def test_values_are_shown_and_their_html_cannot_run(open_notebook):
 
 
 def test_a_failure_opens_by_itself_with_the_failing_line(open_notebook):
-    page = open_notebook(SETUP, 'run = show(*now(begun(3)), out(1, "about to fail\\n"), *now(failed(3, echo=0)), plan=make_plan(3))\nrun.wait()')
+    page = open_notebook(
+        SETUP, 'run = show(*now(begun(3)), out(1, "about to fail\\n"), *now(failed(3, echo=0)), plan=make_plan(3))\nrun.wait()'
+    )
     page.run_cell(0)
     page.run_cell(1)
     wait_chip(page, "failed")
@@ -222,13 +229,19 @@ def test_scrolling_up_stays_there_while_output_comes(live):
     live.page.wait_for_timeout(150)
     before = scroller.evaluate("(node) => node.scrollTop")
     live.page.wait_for_timeout(1000)
-    assert scroller.evaluate("(node) => [node.scrollTop, node.scrollHeight - node.clientHeight > node.scrollTop + 20]") == [before, True]
+    assert scroller.evaluate("(node) => [node.scrollTop, node.scrollHeight - node.clientHeight > node.scrollTop + 20]") == [
+        before,
+        True,
+    ]
     live.click("Stop", 1)
     live.wait_idle()
 
 
 def test_a_pane_that_changes_its_height_goes_on_following(open_notebook):
-    page = open_notebook(SETUP, 'run = show(*now(begun(4)), *[out(r, "a line\\n" * 99 + "the end\\n") for r in range(4)], plan=make_plan(4), waits=False)')
+    page = open_notebook(
+        SETUP,
+        'run = show(*now(begun(4)), *[out(r, "a line\\n" * 99 + "the end\\n") for r in range(4)], plan=make_plan(4), waits=False)',
+    )
     page.run_cell(0)
     page.run_cell(1)
     page.wait_output(1, "the end")
@@ -242,7 +255,9 @@ def test_a_pane_that_changes_its_height_goes_on_following(open_notebook):
 
 def test_progress_bars_stay_one_line_and_colours_are_drawn(open_notebook):
     script = r'*[item for i in range(20) for item in (out(0, f"\r{i * 5}%|###"), 0.02)], out(0, "\n\x1b[31mred\x1b[0m plain <b>not bold</b>\n")'
-    page = open_notebook(SETUP, f"run = show(*now(begun(1)), {script}, *now(returned([value('1')])), plan=make_plan(1))\nrun.wait()")
+    page = open_notebook(
+        SETUP, f"run = show(*now(begun(1)), {script}, *now(returned([value('1')])), plan=make_plan(1))\nrun.wait()"
+    )
     page.run_cell(0)
     page.run_cell(1)
     page.wait_output(1, "plain <b>not bold</b>")
@@ -331,7 +346,9 @@ def test_an_error_of_the_panel_is_shown_in_it(open_notebook):
 
 
 def test_the_saved_notebook_is_small_and_holds_the_constant_text(open_notebook, lab):
-    page = open_notebook(SETUP, "run = show(*now(begun(1)), out(0, 'x' * 60 + '\\n'), *now(returned([value('1')])), plan=make_plan(1))\nrun.wait()")
+    page = open_notebook(
+        SETUP, "run = show(*now(begun(1)), out(0, 'x' * 60 + '\\n'), *now(returned([value('1')])), plan=make_plan(1))\nrun.wait()"
+    )
     page.run_cell(0)
     page.run_cell(1)
     wait_chip(page, "succeeded")
@@ -358,8 +375,12 @@ run.wait()"""
             page.output(1).get_by_role("tab", name=re.compile(tab)).click()
             box = page.output(1).locator(".ice")
             assert box.evaluate("(node) => node.scrollWidth <= node.clientWidth + 1")
-            inner = page.output(1).locator(".ice-page:visible, .ice-header").evaluate_all(
-                "(nodes) => nodes.every(node => node.scrollWidth <= node.clientWidth + 1)",
+            inner = (
+                page.output(1)
+                .locator(".ice-page:visible, .ice-header")
+                .evaluate_all(
+                    "(nodes) => nodes.every(node => node.scrollWidth <= node.clientWidth + 1)",
+                )
             )
             assert inner
     page.page.set_viewport_size({"width": 1400, "height": 1000})
