@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -50,13 +51,23 @@ class AgentProcess:
 
     def close(self) -> int:
         """Wait for the end of an agent whose socket has ended, killing it if it lingers, and return its exit code."""
-        try:
-            self._process.wait(_EXIT_WAIT_S)
-        except subprocess.TimeoutExpired:
+        if not self._has_ended_within(_EXIT_WAIT_S):
             self.kill()
-            self._process.wait()
+        self._process.wait()
         self.channel.close()
         return self._process.returncode
+
+    def _has_ended_within(self, timeout_s: float) -> bool:
+        """Wait for the process, which `Popen.wait` with a timeout does by looking up to 50 ms late."""
+        if self._process.poll() is not None:
+            return True
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            end = select.poll()
+            end.register(pidfd, select.POLLIN)
+            return bool(end.poll(timeout_s * 1000))
+        finally:
+            os.close(pidfd)
 
 
 def interpreter() -> str:

@@ -10,10 +10,9 @@ from typing import Any
 from ice_notebook import exits
 from ice_notebook import protocol as p
 
-# What faulthandler writes when a process dies of a signal: the current thread first, innermost frame first.
-_CURRENT_THREAD = re.compile(
-    r"^(?:Current thread|Thread) \S+ (?:\[.*?\] )?\(most recent call first\):\n((?:  File .*\n)+)", re.MULTILINE
-)
+# What faulthandler writes when a process dies of a signal: all threads, the one that crashed under "Current", innermost frame first. A
+# crash in a thread without Python, such as one of gloo's, has none.
+_CURRENT_THREAD = re.compile(r"^Current thread \S+ (?:\[.*?\] )?\(most recent call first\):\n((?:  File .*\n)+)", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$', re.MULTILINE)
 _FATAL = "Fatal Python error"
 _AROUND = 2  # lines of context before and after the failing one

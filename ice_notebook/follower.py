@@ -18,11 +18,31 @@ from ice_notebook.logs import RunLogs
 from ice_notebook.state import RunState
 from ice_notebook.store import RunFolder
 
-VIEW_INTERVAL_S = 0.1  # views are told of changes at most this often
+VIEW_INTERVAL_S = 0.1  # views are told of changes this often in the long run
+# After a pause so many times at once: a launch is half a dozen events in 50 ms, and its first line must not wait behind them.
+VIEW_BURST = 8
 ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
 EARLY_WAIT_S = 0.2  # the same before the first attempt, when nothing of the user's runs yet: importing torch deafens an agent
 LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
 _NEVER = float("inf")
+
+
+class Pace:
+    """How often something may happen: once an interval in the long run, and after a pause a burst of times at once."""
+
+    def __init__(self, interval_s: float, burst: int) -> None:
+        self._interval_s = interval_s
+        self._burst = burst
+        self._taken_until = -float("inf")  # where a steady beat would stand after all that has happened
+
+    @property
+    def free_at(self) -> float:
+        """Return from when on it may happen again."""
+        return self._taken_until - (self._burst - 1) * self._interval_s
+
+    def take(self, now: float) -> None:
+        """Count one time."""
+        self._taken_until = max(now, self._taken_until) + self._interval_s
 
 
 class View(Protocol):
@@ -62,7 +82,7 @@ class Follower(threading.Thread):
         self._stop_reason = ""
         self._answer_until: float | None = None  # by when the agent must have answered, and then ended
         self._has_news = True
-        self._told_at = 0.0
+        self._pace = Pace(VIEW_INTERVAL_S, VIEW_BURST)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     # ---- from other threads
@@ -192,14 +212,15 @@ class Follower(threading.Thread):
     def _select_timeout(self) -> float | None:
         moments = [moment for moment in (self._next_call(), self._answer_until) if moment is not None]
         if self._has_news:
-            moments.append(self._told_at + VIEW_INTERVAL_S)
+            moments.append(self._pace.free_at)
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _tell_views(self) -> None:
         now = time.monotonic()
-        is_news = self._has_news and now - self._told_at >= VIEW_INTERVAL_S
+        is_news = self._has_news and now >= self._pace.free_at
         if is_news:
-            self._has_news, self._told_at = False, now
+            self._has_news = False
+            self._pace.take(now)
         with self._lock:
             due = [view for view, at in self._views.items() if is_news or now >= at]
         for view in due:

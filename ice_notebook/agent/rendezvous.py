@@ -32,7 +32,9 @@ class FreshStoreRendezvous(RendezvousHandler):
         self._store = dist.TCPStore(
             self._address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
         )  # the store closes the descriptor
-        prefix = dist.PrefixStore("ice_notebook/agent", self._store)
+        # torch keeps what it is given until long after the next round has begun: a client, so that the server is ours alone to close.
+        client = dist.TCPStore(self._address, port, is_master=False)
+        prefix = dist.PrefixStore("ice_notebook/agent", client)
         return RendezvousInfo(prefix, 0, 1, RendezvousStoreInfo(self._address, port))
 
     def get_backend(self) -> str:

@@ -450,3 +450,11 @@ def test_no_times_pids_ids_or_paths_appear_and_the_order_of_events_does_not_show
         shown.add((format_text(settled, state), format_html(settled, state, {}), str(failure_lines(settled, state))))
     assert len(shown) == 1
     assert not re.search(r"/home|/tmp|/dev/shm|3f9c2a7d|\b90\d\d\b|1[67]\d{8}", str(shown))
+
+
+def test_a_run_whose_agent_could_not_go_on_after_a_failure_tells_both() -> None:
+    history = History().begin().fails(0).group_fails(0, restarting=True).exits(0, 1).exits(1, -15)
+    state = history.end(p.Outcome.FAILED, "the port 4711 on 127.0.0.1 cannot be used: Address already in use").state
+    headline, _ = failure_lines(plan(), state)
+    assert headline.startswith("rank 0: ValueError: bad loss")
+    assert headline.endswith("; then the port 4711 on 127.0.0.1 cannot be used: Address already in use")
