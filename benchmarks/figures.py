@@ -67,7 +67,7 @@ def format_ratio(ours: Summary, theirs: Summary) -> str:
     if ours.is_beyond or theirs.median <= 0:
         return ""
     ratio = ours.median / theirs.median
-    text = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.3f}"
+    text = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
     return f"< {text}" if theirs.is_beyond else text
 
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "tests" / "browser"))
 from harness import Browser, JupyterLab  # noqa: E402 - the tests' own tool
 
 TARGET = ROOT / "docs" / "images" / "panel-light.png"
-CELL = '''\
+CELL = """\
 %%elastic_launch devices=cpu:0-1 max_restarts=1 -o run
 import time
 
@@ -31,12 +31,12 @@ def train(launcher):
         print(f"epoch {epoch}  loss {loss.item():.4f}")
         time.sleep(0.2)
     return loss.item()
-'''
+"""
 
 
 def main() -> None:
     with JupyterLab() as lab, Browser(width=1000, height=1100) as browser:
-        page = browser.open(lab, lab.notebook(["%load_ext ice_notebook", CELL], "training.ipynb"))
+        page = browser.open(lab, lab.notebook(["%load_ext ice_notebook", CELL.rstrip()], "training.ipynb"))
         page.run_cell(0)
         page.run_cell(1, wait=False)
         page.wait_output(1, "epoch 7", 120)

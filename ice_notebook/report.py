@@ -85,8 +85,9 @@ def headline(plan: Plan, state: RunState) -> str:
     """Return why a run did not succeed, in one line: the failure of its root rank, or what ended it when that was no rank."""
     cause = _cause(state)
     if cause is not None:
-        # With a reason of its own the run ended by the agent, such as one that could not start the ranks again.
-        return failure_sentence(*cause) + (f"; then {plain(state.end_reason)}" if state.end_reason else "")
+        # The attempt's failure was settled, and the run ended for a reason of its own: the ranks could not be started again, say.
+        is_settled = state.attempt is not None and state.attempt.root is not None
+        return failure_sentence(*cause) + (f"; then {plain(state.end_reason)}" if is_settled and state.end_reason else "")
     if state.stop_reason == "timeout" and plan.timeout is not None:
         return f"stopped after timeout={plan.timeout:g} s"
     words = _STOP_WORDS.get(state.stop_reason) or _STOP_WORDS.get(state.end_reason) or plain(state.end_reason)

@@ -257,7 +257,7 @@ def clean_up(keep: int = KEPT_RUNS) -> None:
 def _folders() -> list[RunFolder]:
     try:
         return [RunFolder(path) for path in sorted(cache_dir().iterdir()) if path.is_dir()]
-    except FileNotFoundError:
+    except OSError:  # none yet, or none that can be made: the launch says so
         return []
 
 

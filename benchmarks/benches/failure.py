@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import work
 from benchmarks.bench import Bench, Facts, Row, words
 from benchmarks.benches.launch import Launch
+from benchmarks.blame import blamed_rank, plain
 from benchmarks.figures import Beyond, Value
 from benchmarks.peers import Peer
 from benchmarks.session import Session, fresh, read_notes
@@ -24,7 +25,9 @@ def _measure(how: str, cause: re.Pattern[str]) -> Callable[[Peer, Path], Facts]:
         with fresh(scratch, peer.setup) as session:
             folder = session.new_folder()
             cell = session.settle(session.run(peer.launch(work.fail, (str(folder), how)), limit_s=LIMIT_S))
-            failed_at = read_notes(folder)[1]["at"]
+            if 1 not in (notes := read_notes(folder)):
+                raise RuntimeError(f"{peer.title}: rank 1 did not come to its failure. {cell.error}")
+            failed_at = notes[1]["at"]
             shown_at = cell.first(cause.search)
             facts: dict[str, list[Value]] = {
                 "idle": [Beyond(LIMIT_S) if cell.idle_at is None else cell.idle_at - failed_at],
@@ -40,18 +43,6 @@ def _measure(how: str, cause: re.Pattern[str]) -> Callable[[Peer, Path], Facts]:
         return facts
 
     return measure
-
-
-def plain(text: str) -> str:
-    """Return a text without colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
-def blamed_rank(error: str) -> str:
-    """Return the rank that an error calls the cause: what torch's summary says, else the first rank that is named."""
-    text = plain(error)
-    found = re.search(r"Root Cause.*?rank\s*:\s*(\d+)", text, re.DOTALL) or re.search(r"[Rr]ank (\d+)", text)
-    return f"rank {found[1]}" if found else "none"
 
 
 def next_works(session: Session, peer: Peer) -> str:

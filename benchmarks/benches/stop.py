@@ -46,6 +46,11 @@ class _Act:
         self.at = time.time()
         self._act()
 
+    def check(self, peer: Peer) -> None:
+        """Raise if there was nothing to act on."""
+        if self.at is None:
+            raise RuntimeError(f"{peer.title}: the ranks did not start")
+
 
 def _interrupted(how: str) -> Callable[[Peer, Path], Facts]:
     def measure(peer: Peer, scratch: Path) -> Facts:
@@ -53,9 +58,9 @@ def _interrupted(how: str) -> Callable[[Peer, Path], Facts]:
             folder = session.new_folder()
             act = _Act(folder, session.interrupt)
             cell = session.run(peer.launch(work.block, (str(folder), how)), limit_s=LIMIT_S, while_waiting=act)
-            assert act.at is not None, f"{peer.title}: the ranks did not start"
+            act.check(peer)
             facts = _what_is_left(session, act)
-            facts["idle"] = [_since(act.at, cell.idle_at)]
+            facts["idle"] = [_since(act.at or 0.0, cell.idle_at)]
             if cell.idle_at is not None:
                 facts["next"] = [next_works(session, peer)]
         return facts
@@ -74,7 +79,7 @@ def _kernel_killed(peer: Peer, scratch: Path) -> Facts:
                 cell.idle_at = act.at  # no more will come
 
         session.run(peer.launch(work.block, (str(folder), "blocked")), limit_s=LIMIT_S, while_waiting=until_acted)
-        assert act.at is not None, f"{peer.title}: the ranks did not start"
+        act.check(peer)
         return _what_is_left(session, act)
 
 

@@ -26,9 +26,12 @@ def die_with_agent(agent_pid: int) -> None:
 
 
 def take_terminal(fd: int) -> None:
-    """Make a pseudo-terminal the controlling one of this session: when the agent's end closes, the session is hung up."""
+    """Make a pseudo-terminal the controlling one of this session: when the agent's end closes, the session is hung up.
+
+    It stays open, whatever standard streams are redirected to: to the agent a terminal that nobody has open reads as hung up itself.
+    """
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
-    os.close(fd)
+    os.set_inheritable(fd, False)
     # What a rank starts in a process group of its own would be stopped for good when it reads from the terminal or changes it, and nobody
     # could bring it to the foreground. Children inherit "ignore", and get an error instead.
     for number in (signal.SIGTTIN, signal.SIGTTOU):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import default_pg_timeout
+from torch.distributed.rendezvous import rendezvous
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _PREFIX = "ice_notebook"
 _original_init = dist.init_process_group
+_signature = inspect.signature(_original_init)
 
 
 class ProcessGroup:
@@ -21,6 +26,8 @@ class ProcessGroup:
 
     def __init__(self) -> None:
         self._is_ours = False
+        self._agents_address = _address()
+        self._made: collections.Counter[int] = collections.Counter()  # the user's groups in the agent's store, by their world size
 
     def init(self, backend: str) -> None:
         """Join the default group with the other ranks.
@@ -52,23 +59,50 @@ class ProcessGroup:
         @functools.wraps(_original_init)
         def init_process_group(*args: Any, **kwargs: Any) -> None:
             self.destroy()
-            with _own_store_for(*args, **kwargs):
-                _original_init(*args, **kwargs)
+            with self._meeting_place(_signature.bind(*args, **kwargs).arguments) as arguments:
+                _original_init(**arguments)
 
         dist.init_process_group = init_process_group
         dist.distributed_c10d.init_process_group = init_process_group
 
+    @contextlib.contextmanager
+    def _meeting_place(self, asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the arguments of `init_process_group` with a store that no other group uses."""
+        init_method = asked.get("init_method") or "env://"
+        if asked.get("store") is not None or not isinstance(init_method, str):
+            yield asked
+        elif init_method == "env://" and _address() == self._agents_address:
+            yield self._in_agents_store(asked)
+        else:
+            with _agents_store_forgotten():
+                yield asked
+
+    def _in_agents_store(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments with a prefix of the agent's store for this group.
+
+        torch makes every default group under the same keys: one that is made after another was destroyed finds the addresses of its
+        connections there, which nobody answers any more (4 of 12 runs failed or stalled).
+        """
+        timeout = asked.get("timeout") or default_pg_timeout
+        place = next(rendezvous("env://", asked.get("rank", -1), asked.get("world_size", -1), timeout=timeout))
+        store, rank, world_size = place
+        store.set_timeout(timeout)
+        self._made[world_size] += 1  # the same on every rank of the group
+        prefix = dist.PrefixStore(f"{_PREFIX}/{world_size}/{self._made[world_size]}", store)
+        return {**asked, "init_method": None, "store": prefix, "rank": rank, "world_size": world_size}
+
+
+def _address() -> tuple[str | None, str | None]:
+    return os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+
 
 @contextlib.contextmanager
-def _own_store_for(*args: Any, **kwargs: Any) -> Iterator[None]:
+def _agents_store_forgotten() -> Iterator[None]:
     """Let a group with an address of its own make its own store.
 
-    torch 2.6 to 2.13 takes TORCHELASTIC_USE_AGENT_STORE to mean that every store exists already (corrected in 2.14, pull request 191957).
+    torch 2.6 to 2.13 takes TORCHELASTIC_USE_AGENT_STORE to mean that every store exists already, also one at another address (corrected
+    for `tcp://` in 2.14, pull request 191957).
     """
-    init_method = kwargs.get("init_method", args[1] if len(args) > 1 else None)
-    if not (isinstance(init_method, str) and init_method.startswith("tcp://")):
-        yield
-        return
     value = os.environ.pop(_AGENT_STORE, None)
     try:
         yield

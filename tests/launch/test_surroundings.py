@@ -222,7 +222,8 @@ def test_lines_for_the_shell_and_await_work_in_a_body_and_displays_are_text(cell
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("%matplotlib inline", "%matplotlib needs IPython"), ("%%bash\necho", "%%bash cannot stand inside a launched cell")]
+    ("line", "said"),
+    [("%matplotlib inline", "%matplotlib needs IPython"), ("%%bash\necho", "%%bash cannot stand inside a launched cell")],
 )
 def test_magics_that_a_rank_does_not_have_are_refused_before_anything_starts(cells, line, said):
     cells.run("import ice_notebook.store")
@@ -271,7 +272,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         child = "import ice_notebook; print(ice_notebook.get_current_launcher())"
         return {
             "launchers": [repr(each) for each in (passed, captured, own)],
-            "in a child": subprocess.run([sys.executable, "-c", child], stdout=subprocess.PIPE, text=True, check=True).stdout.strip(),
+            "in a child": subprocess.run(
+                [sys.executable, "-c", child], stdout=subprocess.PIPE, text=True, check=True
+            ).stdout.strip(),
             "properties": {name: getattr(passed, name) for name in names},
             "refusal": refusal,
             "environment": dict(os.environ),
@@ -321,7 +324,10 @@ def test_a_rank_knows_all_of_its_place(answers):
 
 def test_outside_a_rank_the_launcher_is_one_eager_process():
     eager = get_current_launcher()
-    assert (eager.rank, eager.world_size, eager.eager_mode, str(eager.assigned_device.type)) in {(0, 1, True, "cpu"), (0, 1, True, "cuda")}
+    assert (eager.rank, eager.world_size, eager.eager_mode, str(eager.assigned_device.type)) in {
+        (0, 1, True, "cpu"),
+        (0, 1, True, "cuda"),
+    }
     launcher = ElasticLauncher("cpu:0-3")
     assert (launcher.rank, launcher.world_size, launcher.eager_mode) == (0, 1, True), "it is no rank, whatever it would launch"
 
@@ -340,7 +346,15 @@ def test_the_environment_holds_all_that_torchrun_sets(answers, tmp_path):
         "path.write_text(json.dumps(dict(os.environ)))\n"
     )
     rendezvous = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=exp7"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--role=trainer", *rendezvous]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--max-restarts=1",
+        "--role=trainer",
+        *rendezvous,
+    ]
     before = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     subprocess.run([*command, str(script)], env=before, check=True, timeout=120, stderr=subprocess.DEVNULL)
     differs = {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_RESTART_COUNT"}
@@ -406,7 +420,9 @@ def test_neither_agent_nor_rank_imports_a_notebook_library(launch, tmp_path, mon
     import IPython  # noqa: F401 - the stand-in must not be met by this process
 
     for name in ("IPython", "ipywidgets", "anywidget"):
-        (tmp_path / f"{name}.py").write_text(f"import os\nwith open({str(tmp_path / name)!r}, 'a') as who:\n    print(os.getpid(), file=who)\n")
+        (tmp_path / f"{name}.py").write_text(
+            f"import os\nwith open({str(tmp_path / name)!r}, 'a') as who:\n    print(os.getpid(), file=who)\n"
+        )
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def work():

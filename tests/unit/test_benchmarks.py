@@ -1,0 +1,120 @@
+"""What the benchmarks say of measured values. Nothing is measured here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is no part of the package
+
+from benchmarks import work
+from benchmarks.aims import Aim
+from benchmarks.bench import Bench, Row
+from benchmarks.blame import blamed_rank
+from benchmarks.figures import Beyond, format_ratio, format_summary, format_words, summarise
+from benchmarks.page import format_machine, format_table, summaries_of
+from benchmarks.peers import PEERS
+
+OURS, SPAWN, ACCELERATE = PEERS
+ROWS = (Row("line", "first line"), Row("blamed", "names", ""), Row("never", "was not measured"))
+BENCH = Bench("launch", "Launching", "Two ranks.", ROWS, measure=lambda peer, scratch: {})
+MEASURED = {
+    ("launch", "line", "ours"): [0.02, 0.01, 0.03],
+    ("launch", "line", "spawn"): [2.0, 2.0, Beyond(45.0)],
+    ("launch", "line", "accelerate"): [Beyond(45.0), Beyond(45.0), 30.0],
+    ("launch", "blamed", "ours"): ["rank 1", "rank 1", "rank 1"],
+    ("launch", "blamed", "spawn"): ["rank 0", "rank 1", "rank 1"],
+}
+
+
+def test_a_summary_is_median_least_and_most():
+    assert format_summary(summarise([0.3, 0.1, 0.2]), "s") == "0.200 [0.100-0.300]"
+    assert format_summary(summarise([0.1, 0.2]), "s") == "0.150 [0.100-0.200]"
+
+
+def test_a_single_value_has_no_spread():
+    assert format_summary(summarise([2.5]), "s") == "2.500"
+
+
+def test_a_median_that_was_not_reached_is_a_lower_bound():
+    assert format_summary(summarise([Beyond(45.0), 30.0, Beyond(45.0)]), "s") == "> 45"
+    assert format_summary(summarise([30.0, 31.0, Beyond(45.0)]), "s") == "31.0 [30.0-45.0]"
+    assert summarise([30.0, Beyond(45.0)]).is_beyond  # of two values both are in the middle
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0123, "s", "0.012"),
+        (12.34, "s", "12.3"),
+        (3.21, "ms", "3.2"),
+        (321.4, "ms", "321"),
+        (0.0, "MiB", "0"),
+        (0.5, "MiB", "0.5"),
+        (99.99, "%", "99.99"),
+        (517.3, "MiB", "517"),
+        (203_964.0, "per s", "203,964"),
+    ],
+)
+def test_a_number_is_as_precise_as_its_unit_deserves(value, unit, text):
+    assert format_summary(summarise([value]), unit) == text
+
+
+def test_a_ratio_to_a_peer_that_did_not_end_is_an_upper_bound():
+    ours = summarise([0.5])
+    assert format_ratio(ours, summarise([2.0])) == "0.25"
+    assert format_ratio(ours, summarise([Beyond(45.0)])) == "< 0.011"
+    assert format_ratio(summarise([Beyond(45.0)]), ours) == ""
+
+
+def test_words_that_differ_are_counted():
+    assert format_words(["yes", "yes"]) == "yes"
+    assert format_words(["no", "yes", "yes"]) == "yes (2 of 3), no (1 of 3)"
+
+
+def test_a_table_has_every_peer_with_its_ratio_and_no_row_without_a_value():
+    assert format_table(BENCH, MEASURED).splitlines() == [
+        "|  | ice_notebook | torch spawn | ratio | accelerate (fork) | ratio |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| first line, s | 0.020 [0.010-0.030] | 2.000 [2.000-45.0] | 0.01 | > 45 | < 0.00044 |",
+        "| names | rank 1 | rank 1 (2 of 3), rank 0 (1 of 3) |  | - |  |",
+    ]
+
+
+def test_an_aim_is_checked_in_units_and_against_a_peer():
+    summaries = summaries_of(MEASURED)
+    assert Aim("", "launch", "line", 0.01).check(summaries) == ("0.020 s", "≤ 0.010 s", False)
+    assert Aim("", "launch", "line", 0.01, at_least=True).check(summaries) == ("0.020 s", "≥ 0.010 s", True)
+    assert Aim("", "launch", "line", 1 / 40, of="spawn").check(summaries) == ("0.010 x spawn", "≤ 0.025 x spawn", True)
+
+
+def test_an_aim_that_was_not_measured_is_not_judged():
+    assert Aim("", "launch", "idle", 0.01).check(summaries_of(MEASURED)) is None
+    assert Aim("", "launch", "blamed", 0.01).check(summaries_of(MEASURED)) is None
+
+
+def test_torchs_summary_says_whom_it_blames_whatever_else_is_named():
+    error = "rank 0 said\nFailures:\nRoot Cause (first observed failure):\n[0]:\n  time : now\n  rank      : 1 (local_rank: 1)\n"
+    assert blamed_rank(error) == "rank 1"
+    assert blamed_rank("\x1b[31mRunFailed\x1b[0m: Rank 1 (cpu) failed; rank 0 was stopped") == "rank 1"
+    assert blamed_rank("KeyboardInterrupt") == "none"
+
+
+def test_every_peer_launches_the_same_work():
+    source = 'print(f"{word}'
+    for peer in PEERS:
+        cell = peer.launch(work.say_line, ("word-1",))
+        assert "'word-1'" in cell
+        assert source in cell or "work.say_line)" in cell
+    assert OURS.launch(work.say_line, ("w",), group=False).startswith("%%elastic_launch ")
+
+
+def test_the_machine_is_described_without_its_name_or_paths():
+    import platform
+
+    text = format_machine(3)
+    assert "3 rounds" in text
+    assert platform.node() not in text
+    assert "/" not in text

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import ast
+import sys
+import types
+
+import pytest
+
+from ice_notebook import cell as cells
+from ice_notebook.cell import BodyTask, FunctionTask, free_names, read_cell
+from ice_notebook.errors import CellError, CellSyntaxError
+
+IPYTHON = "get_ipython()"
+
+
+def read(source: str):
+    return read_cell(source, "/tmp/ipykernel_1/2.py", "Cell In[3]")
+
+
+def body(source: str, **names) -> object:
+    """Run a cell as a body in a `__main__` of its own, and return its value."""
+    main = types.ModuleType("__main__")
+    theirs = sys.modules["__main__"]
+    sys.modules["__main__"] = main
+    try:
+        task = read(source).body_task(names)
+        value = task.run()
+        assert "_ice_notebook_value" not in vars(main)
+        return value
+    finally:
+        sys.modules["__main__"] = theirs
+
+
+# ---- what is launched --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("def f(): pass", "f"),
+        ("x = 1\nasync def f(): pass\n# the end", "f"),
+        ("@decorated\ndef f(): pass", "f"),
+        ("def f(): pass\nf()", None),
+        ("def f(): pass\n'not a docstring'", None),
+        ("class A: pass", None),
+        ("f = lambda: 1", None),
+        ("if True:\n    def f(): pass", None),
+    ],
+)
+def test_a_function_is_launched_when_its_definition_ends_the_cell(source, name):
+    assert read(source).last_function == name
+
+
+def test_a_cell_that_defines_is_run_in_the_notebook_under_its_own_name():
+    namespace = {"base": 2}
+    read("factor = base * 10\ndef f():\n    return factor").define(namespace)
+    assert (namespace["factor"], namespace["f"]()) == (20, 20)
+    assert namespace["f"].__code__.co_filename == "/tmp/ipykernel_1/2.py"
+    assert namespace["f"].__code__.co_firstlineno == 2
+
+
+def test_a_function_is_called_with_its_arguments_and_a_coroutine_is_run_to_its_end():
+    async def later(a, *, b):
+        return a + b
+
+    assert FunctionTask(lambda a, b: a - b, (3,), {"b": 1}).run() == 2
+    assert FunctionTask(later, (3,), {"b": 1}).run() == 4
+
+
+# ---- bodies ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "value"),
+    [
+        ("6 * 7", 42),
+        ("x = 6\nx * 7", 42),
+        ("x = 42", None),
+        ("print", print),
+        ("x = 1;", None),
+        ("for x in range(3): pass", None),
+        ("await later(41)", 42),
+        ("x = await later(40)\nawait later(x)", 42),
+        ("import asyncio\nasync with asyncio.timeout(1) if hasattr(asyncio, 'timeout') else asyncio.Lock():\n    x = 1\nx", 1),
+        ("def f(): return given\nf()", 5),
+        ("[given + n for n in range(2)]", [5, 6]),
+    ],
+)
+def test_the_value_of_a_body_is_that_of_its_last_expression(source, value):
+    async def later(x):
+        return x + 1
+
+    assert body(source, later=later, given=5) == value
+
+
+def test_a_body_has_the_notebooks_values_that_it_mentions_and_no_others():
+    task = read("used + also_used()").body_task({"used": 1, "also_used": len, "other": 2})
+    assert task.names == {"used": 1, "also_used": len}
+
+
+def test_a_body_that_raises_says_in_which_line():
+    with pytest.raises(ZeroDivisionError) as caught:
+        body("x = 1\n\nx / 0")
+    frame = caught.traceback[-1]
+    assert (str(frame.path), frame.lineno + 1) == ("/tmp/ipykernel_1/2.py", 3)
+
+
+def test_a_body_task_is_plain_data():
+    task = read("given").body_task({"given": 5})
+    assert isinstance(task, BodyTask)
+    assert (task.source, task.file_name, task.names) == ("given", "/tmp/ipykernel_1/2.py", {"given": 5})
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["", "\n\n", "  \n\t\n", "# nothing\n"])
+def test_a_cell_without_a_statement_is_empty(source):
+    with pytest.raises(CellError, match="The cell is empty"):
+        read(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "excerpt"),
+    [
+        ("x = 1\ndef f(:", "invalid syntax (Cell In[3], line 2)", ("    def f(:", "          ^")),
+        ("if x:\n    y = (", "'(' was never closed (Cell In[3], line 2)", ("    y = (", "        ^")),
+        ("return 3", "'return' outside function (Cell In[3], line 1)", None),
+        ("x = '\0'", "source code string cannot contain null bytes (Cell In[3])", None),
+    ],
+)
+def test_a_cell_that_is_not_python_is_refused_with_its_line(source, message, excerpt):
+    with pytest.raises(CellSyntaxError) as caught:
+        read(source)
+    assert str(caught.value) == message
+    if excerpt is not None:
+        assert tuple(caught.value.excerpt) == excerpt
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (f"{IPYTHON}.run_cell_magic('bash', '', 'ls')", "%%bash cannot stand inside a launched cell"),
+        (f"{IPYTHON}.run_line_magic('matplotlib', 'inline')", "%matplotlib needs IPython, which a rank does not have"),
+        (f"for _ in x:\n    {IPYTHON}.run_line_magic('run', 'x.py')", "%run needs IPython"),
+    ],
+)
+def test_magics_that_a_rank_does_not_have_are_refused(source, message):
+    with pytest.raises(CellError, match=message):
+        cells.check_body(read(source))
+
+
+@pytest.mark.parametrize("name", sorted(cells.SUPPORTED_LINE_MAGICS))
+def test_magics_that_a_rank_has_are_not(name):
+    cells.check_body(read(f"{IPYTHON}.run_line_magic('{name}', '')\n{IPYTHON}.system('ls')\nget_ipython.run_cell_magic('x')"))
+
+
+def test_await_beside_a_function_is_refused_and_inside_of_it_is_not():
+    with pytest.raises(CellError, match="`await` beside `f`"):
+        cells.check_definition(read("await x\ndef f(): pass"))
+    cells.check_definition(read("async def f():\n    await x"))
+
+
+# ---- who gets the launcher ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "gets_it"),
+    [
+        (lambda launcher: 0, True),
+        (lambda launcher, epochs=3, *args, **kwargs: 0, True),
+        (lambda: 0, False),
+        (lambda epochs=3: 0, False),
+        (lambda *args, **kwargs: 0, False),
+        (print, False),
+    ],
+)
+def test_the_launcher_is_passed_to_the_one_required_parameter(function, gets_it):
+    assert cells.arguments_for(function, "launcher") == (("launcher",) if gets_it else ())
+
+
+@pytest.mark.parametrize(
+    ("function", "names"), [(lambda model, lr: 0, "model and lr"), (lambda *, lr: 0, "lr"), (lambda model, *, lr, n=1: 0, "model and lr")]
+)
+def test_a_function_that_requires_more_is_refused_with_the_names(function, names):
+    with pytest.raises(CellError, match=f"requires {names}: a launched function gets the launcher"):
+        cells.arguments_for(function, "launcher")
+
+
+# ---- which names a body takes from the notebook ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("x", ["x"]),
+        ("x = 1\nx", []),
+        ("x = x + 1", ["x"]),
+        ("x += 1", ["x"]),
+        ("x: int = 1\nx", []),
+        ("x: T\nx", ["T", "x"]),
+        ("print(len([]))", []),
+        ("(y := x) + y", ["x"]),
+        ("a, *b = c\na, b", ["c"]),
+        ("a.b = c\nd[e] = f", ["c", "a", "f", "d", "e"]),
+        ("del x\nx", ["x"]),
+        ("x = 1\ndel x\nx", ["x"]),
+        # imports
+        ("import a.b, c as d\na, d, c", ["c"]),
+        ("from a import b as c, d\nb, c, d", ["b"]),
+        # ways that may not be taken
+        ("if a:\n    x = 1\nx", ["a", "x"]),
+        ("if a:\n    x = 1\nelse:\n    x = 2\nx", ["a"]),
+        ("x = 1 if a else b", ["a", "b"]),
+        ("for i in a:\n    x = i\nx, i", ["a", "x", "i"]),
+        ("while a:\n    x = 1\nx", ["a", "x"]),
+        ("try:\n    import a\nexcept ImportError:\n    a = None\na", []),
+        ("try:\n    x = f()\nexcept E as e:\n    pass\nx", ["f", "E", "x"]),
+        ("try:\n    x = 1\nfinally:\n    y = 2\nx, y", []),
+        ("with a as b, c:\n    x = b\nx", ["a", "c"]),
+        ("match a:\n    case [x, *y]:\n        x, y\n    case {'k': z, **r}:\n        z, r\n    case P(q=w) as v:\n        w, v", ["a", "P"]),
+        # functions and classes
+        ("def f(a, b=c):\n    return a + b + d + f(1)", ["c", "d"]),
+        ("def f():\n    return x\nx = 1\nf()", ["x"]),
+        ("def f():\n    x = 1\n    return x", []),
+        ("def f():\n    global x\n    x = 1", ["x"]),
+        ("@decorate\ndef f(a: A) -> R: pass", ["decorate", "A", "R"]),
+        ("f = lambda a, b=c: a + b + d", ["c", "d"]),
+        ("class A(Base, metaclass=M):\n    x = y\n    def f(self):\n        return z", ["Base", "M", "y", "z"]),
+        ("def outer():\n    a = 1\n    def inner():\n        return a + b\n    return inner", ["b"]),
+        # comprehensions
+        ("[i + a for i in b if c]", ["b", "c", "a"]),
+        ("{k: v for k, v in a.items()}\nk", ["a", "k"]),
+        ("[i for row in a for i in row]", ["a"]),
+        ("i = 1\n[i for i in i]", []),
+        # lines for the shell
+        (f"{IPYTHON}.system('echo {{a + b}} $c {{not python}}')", ["a", "b", "c"]),
+        (f"x = {IPYTHON}.getoutput('ls')\nx", []),
+        (f"{IPYTHON}.run_line_magic('time', 'f(x)')", ["f", "x"]),
+    ],
+)
+def test_a_body_takes_the_names_that_it_may_read_before_it_has_assigned_them(source, names):
+    assert [name for name in free_names(ast.parse(source)) if name != "get_ipython"] == names
