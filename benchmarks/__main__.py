@@ -18,7 +18,8 @@ from benchmarks.benches.launch import Launch
 from benchmarks.figures import Value
 from benchmarks.page import format_page
 from benchmarks.peers import PEERS, Peer
-from benchmarks.session import ROOT, fresh
+from benchmarks.session import CACHE, ROOT, fresh
+from ice_notebook import store
 
 _PAGE = ROOT / "docs" / "benchmarks.md"
 
@@ -33,11 +34,14 @@ def main(arguments: Sequence[str]) -> int:
     rounds = 0
     try:
         with tempfile.TemporaryDirectory(prefix="ice-benchmark-", ignore_cleanup_errors=True) as scratch:
-            _warm_up(peers, Path(scratch))
-            for rounds in range(1, asked.rounds + 1):
-                for bench in benches:
-                    for peer in _rotated([peer for peer in peers if bench.takes(peer)], rounds):
-                        _measure(bench, peer, Path(scratch), measured)
+            try:
+                _warm_up(peers, Path(scratch))
+                for rounds in range(1, asked.rounds + 1):
+                    for bench in benches:
+                        for peer in _rotated([peer for peer in peers if bench.takes(peer)], rounds):
+                            _measure(bench, peer, Path(scratch), measured)
+            finally:
+                _remove_values(Path(scratch))
     except KeyboardInterrupt:
         print("interrupted; what was measured so far:", file=sys.stderr)
     page = format_page(benches, measured, rounds)
@@ -64,6 +68,12 @@ def _warm_up(peers: Sequence[Peer], scratch: Path) -> None:
     for peer in peers:
         with fresh(scratch, peer.setup) as session:
             Launch(session, peer, group=True)
+
+
+def _remove_values(scratch: Path) -> None:
+    """Remove what runs of killed kernels have on shared memory; the next kernel that looks into this cache would, but there is none."""
+    for folder in (scratch / CACHE / "ice_notebook").glob("*"):
+        store.remove_shared_dir(folder.name)
 
 
 def _rotated(peers: Sequence[Peer], by: int) -> Sequence[Peer]:

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterator
 MARKER = "BENCHMARK_MARKER"
 _POLL_S = 0.005
 _END_WAIT_S = 10.0
+_TRACKER_WAIT_S = 2.0
+_TRACKER = "resource tracker"
 
 
 def members(marker: str) -> list[int]:
@@ -36,7 +38,7 @@ def kind(pid: int) -> str:
     except OSError:
         return "gone"
     kinds = {
-        "resource_tracker": "resource tracker",
+        "resource_tracker": _TRACKER,
         "ice_notebook.agent": "agent",
         "ice_notebook.rank": "rank",
         "multiprocessing.spawn": "rank",
@@ -46,11 +48,16 @@ def kind(pid: int) -> str:
 
 
 def end(marker: str) -> None:
-    """Kill whatever carries the marker, and wait until it is gone."""
-    until = time.monotonic() + _END_WAIT_S
-    while (left := members(marker)) and time.monotonic() < until:
+    """Kill whatever carries the marker, and wait until it is gone.
+
+    Resource trackers leave by themselves once their owners are gone, and unlink the semaphores of the dead before; they get time for that.
+    """
+    began = time.monotonic()
+    while (left := members(marker)) and time.monotonic() < began + _END_WAIT_S:
+        is_patient = time.monotonic() < began + _TRACKER_WAIT_S
         for pid in left:
-            _kill(pid, marker)
+            if not (is_patient and kind(pid) == _TRACKER):
+                _kill(pid, marker)
         time.sleep(_POLL_S)
 
 

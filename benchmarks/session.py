@@ -21,9 +21,11 @@ from benchmarks import family
 from benchmarks.work import Work
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE = "cache"  # of the user, as kernels see it, in the scratch folder
 CELL_LIMIT_S = 120.0
 # Settings of the shell that a user's kernel does not have: no module would be kept compiled, and buffering would be hidden.
 _NOT_PASSED_ON = ("PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+_SHUTDOWN_WAIT_S = 3.0  # a kernel that still waits for a hung launch does not hear
 SETTLE_S = 0.5  # after the end of a cell: what is still on its way arrives, and teardown of the launch before is over
 
 
@@ -77,10 +79,10 @@ class Session:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",  # as torchrun does
             # The user's run folders and history are not touched.
-            "XDG_CACHE_HOME": str(scratch / "cache"),
+            "XDG_CACHE_HOME": str(scratch / CACHE),
             "IPYTHONDIR": str(scratch / "ipython"),
         }
-        self._manager = KernelManager(kernel_name="python3")
+        self._manager = KernelManager(kernel_name="python3", shutdown_wait_time=_SHUTDOWN_WAIT_S)
         self._manager.start_kernel(
             env=environment, cwd=str(scratch), extra_arguments=["--IPKernelApp.log_level=50"], stdout=DEVNULL, stderr=DEVNULL
         )
@@ -101,10 +103,10 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Kill the kernel and whatever it has left."""
+        """Shut the kernel down, so that it can give back what it holds, and kill whatever is left."""
         self._client.stop_channels()
         with contextlib.suppress(RuntimeError):  # it is dead already
-            self._manager.shutdown_kernel(now=True)
+            self._manager.shutdown_kernel(now=False)
         family.end(self.marker)
 
     # ---- cells

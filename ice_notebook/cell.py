@@ -257,7 +257,7 @@ class _FreeNames(ast.NodeVisitor):
 
     def visit_Try(self, node: ast.Try) -> None:
         (after_body, *_) = self.branch([*node.body, *node.orelse])
-        handlers = self.branch(*[handler.body for handler in node.handlers]) if node.handlers else []
+        handlers = self.branch(*[[*_caught(handler), *handler.body] for handler in node.handlers])
         for handler in node.handlers:
             if handler.type is not None:
                 self.visit(handler.type)
@@ -278,6 +278,11 @@ class _FreeNames(ast.NodeVisitor):
     def visit_MatchStar(self, node: ast.MatchStar) -> None:
         if node.name:
             self.assigned.add(node.name)
+
+    def visit_MatchMapping(self, node: ast.MatchMapping) -> None:
+        self.generic_visit(node)
+        if node.rest:
+            self.assigned.add(node.rest)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         for outside in (*node.decorator_list, *_defaults(node.args), *_annotations(node)):
@@ -322,23 +327,34 @@ class _FreeNames(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         if isinstance(node.func, ast.Attribute) and _is_get_ipython(node.func.value):
-            for argument in node.args:
-                if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                    self.shell_line(argument.value)
+            lines = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            is_magic = node.func.attr == "run_line_magic"
+            for line in lines[is_magic:]:
+                self.shell_line(line)
+                if is_magic and lines[0] == "time":
+                    self.statement(line)
             return
         self.generic_visit(node)
 
     def shell_line(self, line: str) -> None:
-        """Find the names that `{expression}` and `$name` in a shell line, or the argument of a line magic, mention."""
+        """Find the names that `{expression}` and `$name` in a shell line, or in the argument of a line magic, mention."""
         for expression, name in _EXPANDED.findall(line):
             try:
                 self.visit(ast.parse(name or expression, mode="eval"))
             except SyntaxError:
                 continue  # braces of the shell's own
+
+    def statement(self, line: str) -> None:
+        """Find the names in what `%time` is to run."""
         try:
             self.visit(ast.parse(line))
         except SyntaxError:
-            return  # a shell command is no Python; `%time f(x)` passes f(x)
+            return  # it will say so when it runs
+
+
+def _caught(handler: ast.ExceptHandler) -> list[ast.Name]:
+    """Return what `except … as name` assigns, as a node."""
+    return [ast.Name(handler.name, ast.Store())] if handler.name else []
 
 
 def _parameters(arguments: ast.arguments) -> set[str]:

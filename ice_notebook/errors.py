@@ -338,6 +338,12 @@ class ResultError(IceNotebookError, RuntimeError):
         )
 
     @classmethod
+    def cannot_load(cls, rank: int, error: BaseException) -> ResultError:
+        return cls(
+            f"The value of rank {rank} cannot be loaded here: {type(error).__name__}: {error}. Import or define here what it is made of."
+        )
+
+    @classmethod
     def no_run(cls, folder: object) -> ResultError:
         return cls(f"{str(folder)!r} is not the folder of a run: it has no plan.json and events.jsonl of this version.")
 

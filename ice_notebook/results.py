@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,11 +39,18 @@ class Values:
         self._loaded: dict[tuple[int, int], Any] = {}
         self._loading = threading.Lock()
 
+    def has(self, attempt: int, rank: RankState) -> bool:
+        """Return whether a rank has a value that is still there."""
+        if rank.value is None:
+            return False
+        is_kept = os.path.exists(rank.value.path) or self._folder.result_file(attempt, rank.rank).exists()
+        return is_kept or (attempt, rank.rank) in self._loaded
+
     def load(self, attempt: int, rank: RankState) -> Any:
         """Return the value of a rank that has one.
 
         Raises:
-            ResultError: it was not kept.
+            ResultError: it was not kept, or cannot be loaded here.
         """
         assert rank.value is not None
         with self._loading:
@@ -52,6 +60,10 @@ class Values:
                     self._loaded[attempt, rank.rank] = pickles.load(rank.value.path if os.path.exists(rank.value.path) else kept)
                 except FileNotFoundError:
                     raise ResultError.not_kept(rank.rank) from None
+                except ResultError:
+                    raise
+                except Exception as error:  # what unpickling raises is up to the classes of the value
+                    raise ResultError.cannot_load(rank.rank, error) from error
             return self._loaded[attempt, rank.rank]
 
     def save(self, attempt: int, rank: RankState) -> Path | None:
@@ -78,26 +90,30 @@ class Results(Mapping[int, Any]):
 
     _ice_refused = "the results of a Run, which are loaded from its files when they are asked for"
 
-    def __init__(self, run: ResultsRun, load: Callable[[int, RankState], Any]) -> None:
+    def __init__(self, run: ResultsRun, values: Values) -> None:
         self._run = run
-        self._load = load
+        self._values = values
 
-    def __getitem__(self, rank: int) -> Any:
-        run = self._run
-        if not isinstance(rank, int) or not 0 <= rank < run.world_size:
-            raise KeyError(rank)
+    def __getitem__(self, key: int) -> Any:
+        run, rank = self._run, _rank_from_key(key)
+        if rank is None or not 0 <= rank < run.world_size:
+            raise KeyError(key)
         state = run.state.ranks.get(rank)
         if state is not None and state.value is not None:
-            return self._load(run.state.attempts[-1].number, state)
+            return self._values.load(run.state.attempts[-1].number, state)
         raise self._why_not(rank, state)
 
-    def __contains__(self, rank: object) -> bool:
-        state = self._run.state.ranks.get(rank) if isinstance(rank, int) else None
-        return state is not None and state.value is not None
+    def __contains__(self, key: object) -> bool:
+        run, rank = self._run, _rank_from_key(key)
+        state = run.state.ranks.get(rank) if rank is not None else None
+        return state is not None and self._values.has(run.state.attempts[-1].number, state)
 
-    def get(self, rank: int, default: Any = None) -> Any:
-        """Return a rank's value, or the default when it has none."""
-        return self[rank] if rank in self else default  # noqa: SIM401 - this is what `get` is
+    def get(self, key: int, default: Any = None) -> Any:
+        """Return a rank's value, or the default when there is none to be had."""
+        try:
+            return self[key] if key in self else default  # noqa: SIM401 - this is what `get` is
+        except ResultError:  # it is there, and cannot be loaded here; `[]` says why
+            return default
 
     def __iter__(self) -> Iterator[int]:
         return iter([rank for rank in sorted(self._run.state.ranks) if rank in self])
@@ -121,3 +137,11 @@ class Results(Mapping[int, Any]):
         if run.state.phase is Phase.STOPPED:
             return RunStopped.before_return(rank)
         return ResultError.not_yet(rank)
+
+
+def _rank_from_key(key: object) -> int | None:
+    """Return a key as a number, also one of numpy or torch; None when it is none."""
+    try:
+        return operator.index(key)  # type: ignore[arg-type]  # asked of everything
+    except TypeError:
+        return None

@@ -102,15 +102,15 @@ class Run:
         Raises:
             RunFailed: the rank asked for failed, or the run did before it returned; `__cause__` is its exception.
             RunStopped: the rank asked for was stopped before it returned.
-            ResultError: the value asked for is not there yet, could not be written, or was not kept.
+            ResultError: the value asked for is not there yet, could not be written, was not kept, or cannot be loaded here.
             KeyError: there is no such rank.
         """
-        return Results(self, self._values.load)
+        return Results(self, self._values)
 
     def result(self, rank: int = 0) -> Any:
         """Wait for the value of one rank and return it. Raises as `results` does."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_done or self._has_returned(rank))
+            self._changed.wait_for(lambda: self._is_done or self._has_returned(rank) or not 0 <= rank < self.world_size)
         return self.results[rank]
 
     def output(self, rank: int, attempt: int | None = None) -> str:

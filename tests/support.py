@@ -49,7 +49,12 @@ def wait_printed(run: Any, text: str, ranks: Iterable[int] | None = None, attemp
 def python(code: str, *args: str, **options: Any) -> subprocess.Popen[str]:
     """Start a Python program of its own, in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+        [sys.executable, "-c", code, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
     )
 
 

@@ -25,6 +25,7 @@ from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.ranks import RankProcess, Stage
 from ice_notebook.agent.rendezvous import FreshStoreRendezvous
 from ice_notebook.store import RunFolder
+from ice_notebook.value_files import PART_SUFFIX
 
 POLL_S = 0.25  # torch is given the word at least this often, to look at the membership; events wake it at once
 ACCEPT_WAIT_S = 30.0  # a rank that is up answers `go` in milliseconds; this long only on a machine that is thrashing
@@ -183,6 +184,7 @@ class RankContext:
         self._agent.swept += processes.sweep(*[rank.marker for rank in self._ranks])
         for rank in self._ranks:
             processes.kill_group(rank)
+        self._drop_partial_values()
         io.forget(self._ranks)
 
     # ---- steps
@@ -271,6 +273,14 @@ class RankContext:
         assert rank.failure is not None
         code = rank.exit_code if rank.exit_code is not None else rank.failure.exit_code
         return ProcessFailure(rank.local_rank, rank.pid, code or 1, str(self._folder.error_file(self._attempt, rank.rank)))
+
+    def _drop_partial_values(self) -> None:
+        """Free what ranks were writing when they were killed."""
+        shared = self._plan.shared_dir
+        left = [*self._folder.path.glob(f"attempt_{self._attempt}/*/*{PART_SUFFIX}")]
+        left += [*Path(shared).glob(f"{self._attempt}.*{PART_SUFFIX}")] if shared is not None else []
+        for path in left:
+            path.unlink(missing_ok=True)
 
     def _drop_old_values(self) -> None:
         """Free what ranks of the attempt before have returned: values are those of the last attempt."""

@@ -64,7 +64,7 @@ class PanelRun(Protocol):
     def kill(self) -> None: ...
 
 
-class RunPanel(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget has no types
+class RunPanel(anywidget.AnyWidget):
     """Show a run and let its user stop it.
 
     The run's thread calls `update`, at most every 100 ms, after anything changed and when it asked for it; messages of a page are handled on whichever thread the kernel picks. `cell_waits` says whether a cell

@@ -16,25 +16,85 @@ NO_CUDA = r"no CUDA device can be used here, because .*\. Use devices=cpu for ra
 REFUSED = [
     # options
     ("devices=cpu max_restart=1", "1", "OptionError", r"'max_restart' is not an option\. Did you mean 'max_restarts'\?"),
-    ("devices=cpu nonsense", "1", "OptionError", r"'nonsense' is not an option: options are written as name=value or --name value, for example .*\."),
-    ("devices=cpu max_restarts=-1", "1", "OptionError", r"max_restarts='-1' cannot be read: allowed is a whole number of 0 or more\."),
-    ("devices=cpu max_restarts", "1", "OptionError", r"'max_restarts' needs a value: max_restarts=VALUE, where VALUE is a whole number of 0 or more\."),
+    (
+        "devices=cpu nonsense",
+        "1",
+        "OptionError",
+        r"'nonsense' is not an option: options are written as name=value or --name value, for example .*\.",
+    ),
+    (
+        "devices=cpu max_restarts=-1",
+        "1",
+        "OptionError",
+        r"max_restarts='-1' cannot be read: allowed is a whole number of 0 or more\.",
+    ),
+    (
+        "devices=cpu max_restarts",
+        "1",
+        "OptionError",
+        r"'max_restarts' needs a value: max_restarts=VALUE, where VALUE is a whole number of 0 or more\.",
+    ),
     ("devices=cpu grace=-1", "1", "OptionError", r"grace='-1' cannot be read: allowed is a number of seconds, 0 or more\."),
     ("devices=cpu timeout=0", "1", "OptionError", r"timeout='0' cannot be read: allowed is a number of seconds above 0\."),
-    ("devices=cpu redirects=9", "1", "OptionError", r"redirects='9' cannot be read: allowed is 0 \(none\), 1 \(stdout\), 2 \(stderr\) or 3 \(both\), .*\."),
+    (
+        "devices=cpu redirects=9",
+        "1",
+        "OptionError",
+        r"redirects='9' cannot be read: allowed is 0 \(none\), 1 \(stdout\), 2 \(stderr\) or 3 \(both\), .*\.",
+    ),
     ("devices=cpu devices=cpu:0", "1", "OptionError", r"'devices' is given twice; give it once\."),
-    ("devices=cpu args=(1,", "def f(x): pass", "OptionError", r"The magic's line ends inside '\(1,': close the quote or the bracket\."),
-    ("devices=cpu args=(gone,)", "def f(x): pass", "OptionError", r"args=\(gone,\): the expression raised NameError: name 'gone' is not defined\."),
-    ("devices=cpu args=(1,)", "1", "CellError", r"args= and kwargs= are for a function: this cell's last statement defines none, and function= names none\."),
-    ("devices=cpu start_method=fork", "1", "OptionError", r"start_method='fork' is refused: forking a notebook kernel .* would hang; use spawn\."),
-    ("devices=cpu start_method=forkserver", "1", "OptionError", r"start_method='forkserver' is refused: it comes in a later version; use spawn\."),
-    ("devices=cpu nnodes=2", "1", "OptionError", r"nnodes='2' is refused: this version launches on one node, this machine; leave it out\."),
+    (
+        "devices=cpu args=(1,",
+        "def f(x): pass",
+        "OptionError",
+        r"The magic's line ends inside '\(1,': close the quote or the bracket\.",
+    ),
+    (
+        "devices=cpu args=(gone,)",
+        "def f(x): pass",
+        "OptionError",
+        r"args=\(gone,\): the expression raised NameError: name 'gone' is not defined\.",
+    ),
+    (
+        "devices=cpu args=(1,)",
+        "1",
+        "CellError",
+        r"args= and kwargs= are for a function: this cell's last statement defines none, and function= names none\.",
+    ),
+    (
+        "devices=cpu start_method=fork",
+        "1",
+        "OptionError",
+        r"start_method='fork' is refused: forking a notebook kernel .* would hang; use spawn\.",
+    ),
+    (
+        "devices=cpu start_method=forkserver",
+        "1",
+        "OptionError",
+        r"start_method='forkserver' is refused: it comes in a later version; use spawn\.",
+    ),
+    (
+        "devices=cpu nnodes=2",
+        "1",
+        "OptionError",
+        r"nnodes='2' is refused: this version launches on one node, this machine; leave it out\.",
+    ),
     *(
-        (f"devices=cpu {option}", "1", "OptionError", rf"'{option.partition('=')[0]}' is not available in this version: .* later.*\.")
+        (
+            f"devices=cpu {option}",
+            "1",
+            "OptionError",
+            rf"'{option.partition('=')[0]}' is not available in this version: .* later.*\.",
+        )
         for option in ("detach", "debug=true", "notify=true", "when_busy=wait", "standby=2", "module=x")
     ),
     # devices
-    ("devices=cudabanana", "1", "DeviceError", r"devices='cudabanana': 'cudabanana' is no kind of device; the kinds are auto, cpu and cuda\. No variable .*\."),
+    (
+        "devices=cudabanana",
+        "1",
+        "DeviceError",
+        r"devices='cudabanana': 'cudabanana' is no kind of device; the kinds are auto, cpu and cuda\. No variable .*\.",
+    ),
     ("devices=", "1", "DeviceError", r"devices='' names no device: allowed are auto, cpu, cuda and lists of them such as .*\."),
     ('devices=""', "1", "DeviceError", r"devices='' names no device: allowed are auto, cpu, cuda and lists of them such as .*\."),
     ("devices=cuda:0,", "1", "DeviceError", rf"devices='cuda:0,': a device is missing beside a comma or colon; {LISTS}"),
@@ -43,19 +103,54 @@ REFUSED = [
     ("devices=cuda", "1", "DeviceError", rf"devices='cuda': {NO_CUDA}"),
     ("devices=cuda:99", "1", "DeviceError", rf"devices='cuda:99': {NO_CUDA}"),
     ("nproc_per_node=gpu", "1", "DeviceError", rf"nproc_per_node=gpu: {NO_CUDA}"),
-    ("devices=cpu dist_backend=nccl", "1", "DeviceError", r"dist_backend=nccl cannot join the ranks of cpu:0: it works on GPUs only\. Use .*\."),
-    ("devices=cpu:0-3 nproc_per_node=2", "1", "DeviceError", r"nproc_per_node=2 is less than the 4 devices of devices='cpu:0-3': shorten the list, or .*\."),
+    (
+        "devices=cpu dist_backend=nccl",
+        "1",
+        "DeviceError",
+        r"dist_backend=nccl cannot join the ranks of cpu:0: it works on GPUs only\. Use .*\.",
+    ),
+    (
+        "devices=cpu:0-3 nproc_per_node=2",
+        "1",
+        "DeviceError",
+        r"nproc_per_node=2 is less than the 4 devices of devices='cpu:0-3': shorten the list, or .*\.",
+    ),
     # cells
     ("devices=cpu", "", "CellError", EMPTY),
     ("devices=cpu", "   \n\n\t\n", "CellError", EMPTY),
     ("devices=cpu", "# nothing\n\n# at all", "CellError", EMPTY),
     ("devices=cpu", "def f(:\n  pass", "CellSyntaxError", r"invalid syntax \(Cell In\[\d+\], line 2\)"),
     ("devices=cpu", "1\nreturn 3", "CellSyntaxError", r"'return' outside function \(Cell In\[\d+\], line 3\)"),
-    ("devices=cpu", "def train(model, lr, *, n):\n    pass", "CellError", r"`train` requires model, lr and n: a launched function gets the launcher .* as default values\."),
-    ("devices=cpu args=(1, 2)", "def train(model):\n    pass", "CellError", r"`train` does not take these arguments: too many positional arguments\."),
-    ("devices=cpu function=train_all", "1", "CellError", r"function=train_all: neither this cell nor the notebook defines 'train_all'\.( Did you mean .*)?"),
-    ("devices=cpu function=number", "1", "CellError", r"function=number: 'number' is an int, and only a function can be launched\."),
-    ("devices=cpu", "opened.read()", "PayloadError", r"`opened` cannot be sent to the ranks: it is an open file\. Open it in the function\."),
+    (
+        "devices=cpu",
+        "def train(model, lr, *, n):\n    pass",
+        "CellError",
+        r"`train` requires model, lr and n: a launched function gets the launcher .* as default values\.",
+    ),
+    (
+        "devices=cpu args=(1, 2)",
+        "def train(model):\n    pass",
+        "CellError",
+        r"`train` does not take these arguments: too many positional arguments\.",
+    ),
+    (
+        "devices=cpu function=train_all",
+        "1",
+        "CellError",
+        r"function=train_all: neither this cell nor the notebook defines 'train_all'\.( Did you mean .*)?",
+    ),
+    (
+        "devices=cpu function=number",
+        "1",
+        "CellError",
+        r"function=number: 'number' is an int, and only a function can be launched\.",
+    ),
+    (
+        "devices=cpu",
+        "opened.read()",
+        "PayloadError",
+        r"`opened` cannot be sent to the ranks: it is an open file\. Open it in the function\.",
+    ),
 ]
 
 

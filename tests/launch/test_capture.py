@@ -226,7 +226,7 @@ def test_a_launch_that_is_refused_from_python_leaves_no_file_and_no_process(cach
     threads = threading.active_count()
     launcher = ElasticLauncher("cpu:0-1", ui="none")
     with pytest.raises(
-        PayloadError, match="`guard` cannot be sent to the ranks: it is a lock. Create it in the function. `work` uses it in line"
+        PayloadError, match=r"`guard` cannot be sent to the ranks: it is a lock. Create it in the function. `work` uses it in line"
     ):
         launcher.start(work)
     assert not list(cache.rglob("*"))

@@ -76,7 +76,13 @@ EVERY_WAY = [
     (0, "raised", "ValueError", 1, r"ValueError: bad loss"),
     (1, "raised", "Strange", 1, r"(\S+\.)?Strange: strange thing"),
     (2, "raised", "RuntimeError", 1, r"RuntimeError: x{50,}…?.*"),
-    (3, "signal", "", -signal.SIGKILL, r"killed by SIGKILL \(signal 9\); something outside the run ended it, often a memory limit or a person"),
+    (
+        3,
+        "signal",
+        "",
+        -signal.SIGKILL,
+        r"killed by SIGKILL \(signal 9\); something outside the run ended it, often a memory limit or a person",
+    ),
     (4, "signal", "", -signal.SIGSEGV, r"killed by SIGSEGV \(signal 11\); native code.*"),
     (5, "signal", "", -signal.SIGABRT, r"killed by SIGABRT \(signal 6\); native code gave up.*"),
     (6, "exit", "", 0, r"left with exit code 0 without returning a value \(os\._exit, or an exit in native code\)"),
@@ -253,7 +259,13 @@ def test_the_cells_error_shows_the_failing_rank_with_the_cells_own_lines(failed_
     outcome = failed_twice[0][0]
     assert outcome.error_name == "RunFailed"
     assert outcome.error_value.startswith("rank 1: ValueError: bad loss at <object object")
-    for line in ("Traceback of rank 1", 'raise ValueError("bad loss at " + repr(object()))', "Cell In[", "line 9", "rank 0: stopped because rank 1 failed"):
+    for line in (
+        "Traceback of rank 1",
+        'raise ValueError("bad loss at " + repr(object()))',
+        "Cell In[",
+        "line 9",
+        "rank 0: stopped because rank 1 failed",
+    ):
         assert line in outcome.error, outcome.error
     assert shared_kernel.value("run.phase.value") == "failed"  # bound by -o, although the cell failed
 
@@ -318,9 +330,7 @@ def test_a_torch_that_does_not_start_its_workers_through_start_processes_is_noti
 def test_a_fault_of_the_agent_is_told_as_such_and_leaves_nothing(launch, tmp_path):
     """A program that starts in place of the interpreter's own modules: torch cannot be imported in the agent, only in ranks."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if any('agent.main' in argument for argument in sys.orig_argv):\n"
-        "    sys.modules['torch'] = None\n"
+        "import sys\nif any('agent.main' in argument for argument in sys.orig_argv):\n    sys.modules['torch'] = None\n"
     )
     run = launch(lambda: 1, n=1, dist_init="no", env={"PYTHONPATH": str(tmp_path)})
     assert run.phase == "failed"

@@ -216,4 +216,3 @@ def test_a_killed_rank_leaves_no_semaphores(launch):
     made = [name for rank in range(2) for line in run.output(rank).splitlines() for name in line.split()[1:]]
     assert len(made) == 6, run.output(0) + run.output(1)
     assert [name for name in made if os.path.exists(f"/dev/shm/sem.{name.lstrip('/')}")] == []
-

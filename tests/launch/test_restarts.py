@@ -89,7 +89,9 @@ def test_the_report_tells_why_each_restart_was(restarted):
     lines = repr(run).splitlines()
     assert lines[0] == "Run: succeeded · 2 ranks · cpu:0,1 · restarts 2/5"
     assert lines[1].startswith("restart 1: rank 1: ValueError: bad loss 0")
-    assert lines[2].startswith("restart 2: rank 0: ValueError: bad loss 1") or lines[2].startswith("restart 2: rank 1: ValueError: bad loss 1")
+    assert lines[2].startswith("restart 2: rank 0: ValueError: bad loss 1") or lines[2].startswith(
+        "restart 2: rank 1: ValueError: bad loss 1"
+    )
 
 
 def test_a_run_fails_when_no_restart_is_left(launch):

@@ -395,7 +395,11 @@ while not os.path.exists(go_on):
     shared_kernel.interrupt()
     assert shared_kernel.finish(cell).error_name == "KeyboardInterrupt"
     go_on.touch()
-    assert shared_kernel.value("run.wait(), run.phase.value, dict(run.results)") == (True, "succeeded", {0: "untouched", 1: "untouched"})
+    assert shared_kernel.value("run.wait(), run.phase.value, dict(run.results)") == (
+        True,
+        "succeeded",
+        {0: "untouched", 1: "untouched"},
+    )
 
 
 def test_a_cell_that_waits_ends_by_keyboard_interrupt_however_its_run_was_stopped(shared_kernel):
@@ -406,6 +410,8 @@ def test_a_cell_that_waits_ends_by_keyboard_interrupt_however_its_run_was_stoppe
         "    stopped.stop()\n"
         "threading.Thread(target=press).start()"
     )
-    outcome = shared_kernel.run("%%elastic_launch devices=cpu dist_init=no ui=none -o stopped\nimport time\nprint('ready')\ntime.sleep(10_000)")
+    outcome = shared_kernel.run(
+        "%%elastic_launch devices=cpu dist_init=no ui=none -o stopped\nimport time\nprint('ready')\ntime.sleep(10_000)"
+    )
     assert (outcome.error_name, outcome.error) == ("KeyboardInterrupt", "KeyboardInterrupt: the run was stopped")
     assert "stopped on request" in outcome.text  # the report is displayed before the error

@@ -180,7 +180,8 @@ def test_the_launcher_is_passed_to_the_one_required_parameter(function, gets_it)
 
 
 @pytest.mark.parametrize(
-    ("function", "names"), [(lambda model, lr: 0, "model and lr"), (lambda *, lr: 0, "lr"), (lambda model, *, lr, n=1: 0, "model and lr")]
+    ("function", "names"),
+    [(lambda model, lr: 0, "model and lr"), (lambda *, lr: 0, "lr"), (lambda model, *, lr, n=1: 0, "model and lr")],
 )
 def test_a_function_that_requires_more_is_refused_with_the_names(function, names):
     with pytest.raises(CellError, match=f"requires {names}: a launched function gets the launcher"):
@@ -216,16 +217,21 @@ def test_a_function_that_requires_more_is_refused_with_the_names(function, names
         ("while a:\n    x = 1\nx", ["a", "x"]),
         ("try:\n    import a\nexcept ImportError:\n    a = None\na", []),
         ("try:\n    x = f()\nexcept E as e:\n    pass\nx", ["f", "E", "x"]),
+        ("try:\n    x = f()\nexcept E as e:\n    print(e)", ["f", "E"]),
         ("try:\n    x = 1\nfinally:\n    y = 2\nx, y", []),
         ("with a as b, c:\n    x = b\nx", ["a", "c"]),
-        ("match a:\n    case [x, *y]:\n        x, y\n    case {'k': z, **r}:\n        z, r\n    case P(q=w) as v:\n        w, v", ["a", "P"]),
+        (
+            "match a:\n    case [x, *y]:\n        x, y\n    case {'k': z, **r}:\n        z, r\n    case P(q=w) as v:\n        w, v",
+            ["a", "P"],
+        ),
         # functions and classes
-        ("def f(a, b=c):\n    return a + b + d + f(1)", ["c", "d"]),
+        ("def f(a, b=c):\n    return a + b + d", ["c", "d"]),
         ("def f():\n    return x\nx = 1\nf()", ["x"]),
         ("def f():\n    x = 1\n    return x", []),
         ("def f():\n    global x\n    x = 1", ["x"]),
         ("@decorate\ndef f(a: A) -> R: pass", ["decorate", "A", "R"]),
         ("f = lambda a, b=c: a + b + d", ["c", "d"]),
+        ("class A:\n    def load(self):\n        return load()", ["load"]),
         ("class A(Base, metaclass=M):\n    x = y\n    def f(self):\n        return z", ["Base", "M", "y", "z"]),
         ("def outer():\n    a = 1\n    def inner():\n        return a + b\n    return inner", ["b"]),
         # comprehensions
@@ -234,9 +240,13 @@ def test_a_function_that_requires_more_is_refused_with_the_names(function, names
         ("[i for row in a for i in row]", ["a"]),
         ("i = 1\n[i for i in i]", []),
         # lines for the shell
-        (f"{IPYTHON}.system('echo {{a + b}} $c {{not python}}')", ["a", "b", "c"]),
+        (f"{IPYTHON}.system('echo {{a + b}} $c {{no: python}}')", ["a", "b", "c"]),
         (f"x = {IPYTHON}.getoutput('ls')\nx", []),
+        (f"{IPYTHON}.system('cat')", []),
         (f"{IPYTHON}.run_line_magic('time', 'f(x)')", ["f", "x"]),
+        (f"{IPYTHON}.run_line_magic('time', 'y = x')\ny", ["x"]),
+        (f"{IPYTHON}.run_line_magic('env', 'A={{value}}')", ["value"]),
+        (f"{IPYTHON}.run_line_magic('cd', 'data')", []),
     ],
 )
 def test_a_body_takes_the_names_that_it_may_read_before_it_has_assigned_them(source, names):

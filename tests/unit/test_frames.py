@@ -79,7 +79,7 @@ def test_the_end_of_one_side_is_an_end_of_file_on_the_other(ends):
     assert theirs.receive().kind == "last"
     with pytest.raises(EOFError):
         theirs.receive()
-    with pytest.raises(OSError):  # noqa: PT011 - EPIPE or ECONNRESET
+    with pytest.raises(OSError):  # EPIPE or ECONNRESET
         theirs.send("too late")
 
 

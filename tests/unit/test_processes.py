@@ -165,7 +165,16 @@ def test_a_search_finds_no_stranger_and_not_the_process_that_searches(monkeypatc
 
 @pytest.mark.parametrize(
     ("carried", "is_found"),
-    [("abc", True), ("abc:0", True), ("abc:agent", True), ("abcd", False), ("abcd:0", False), ("ab", False), (":abc", False), ("", False)],
+    [
+        ("abc", True),
+        ("abc:0", True),
+        ("abc:agent", True),
+        ("abcd", False),
+        ("abcd:0", False),
+        ("ab", False),
+        (":abc", False),
+        ("", False),
+    ],
 )
 def test_a_marker_is_carried_alone_or_with_a_serial_behind_it(monkeypatch, carried, is_found):
     files = {

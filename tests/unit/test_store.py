@@ -200,7 +200,12 @@ def test_a_run_whose_kernel_and_agent_are_gone_is_swept_and_closed(swept, shared
     store.clean_up()
     assert swept == ["marker of 1"]  # once
     end = folder.read_events()[-1]
-    assert (type(end), end.outcome, end.reason, end.swept) == (p.RunEnded, p.Outcome.STOPPED, "the kernel and the agent were killed", 3)
+    assert (type(end), end.outcome, end.reason, end.swept) == (
+        p.RunEnded,
+        p.Outcome.STOPPED,
+        "the kernel and the agent were killed",
+        3,
+    )
     assert values is not None
     assert list(shared_memory.iterdir()) == []
 
@@ -267,4 +272,8 @@ def test_values_of_dead_kernels_are_removed_and_those_of_living_ones_kept(shared
     (shared_memory / "of another program").mkdir()
     os.utime(made[3], (0, 0))
     store.clean_up()
-    assert sorted(path.name.rpartition("-")[2] for path in shared_memory.iterdir()) == ["just being made", "living", "of another program"]
+    assert sorted(path.name.rpartition("-")[2] for path in shared_memory.iterdir()) == [
+        "just being made",
+        "living",
+        "of another program",
+    ]
