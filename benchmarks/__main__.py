@@ -22,6 +22,7 @@ from benchmarks.session import CACHE, ROOT, fresh
 from ice_notebook import store
 
 _PAGE = ROOT / "docs" / "benchmarks.md"
+_INTERRUPTED = 130  # as a shell says: 128 + SIGINT
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,9 +30,10 @@ def main(arguments: Sequence[str]) -> int:
     asked = _parser().parse_args(arguments)
     benches = [bench for bench in BENCHES if not asked.only or bench.name in asked.only]
     peers = [peer for peer in PEERS if not asked.peers or peer.name in asked.peers]
-    signal.signal(signal.SIGTERM, _leave)  # every kernel is closed on the way out
+    for number in (signal.SIGINT, signal.SIGTERM):  # every kernel is closed on the way out, also where a shell has SIGINT ignored
+        signal.signal(number, _leave)
     measured: defaultdict[tuple[str, str, str], list[Value]] = defaultdict(list)
-    rounds = 0
+    rounds = status = 0
     try:
         with tempfile.TemporaryDirectory(prefix="ice-benchmark-", ignore_cleanup_errors=True) as scratch:
             try:
@@ -43,12 +45,13 @@ def main(arguments: Sequence[str]) -> int:
             finally:
                 _remove_values(Path(scratch))
     except KeyboardInterrupt:
+        status = _INTERRUPTED
         print("interrupted; what was measured so far:", file=sys.stderr)
     page = format_page(benches, measured, rounds)
     print(page)
-    if not asked.only and not asked.peers and rounds == asked.rounds and not asked.no_page:
+    if status == 0 and not asked.only and not asked.peers and not asked.no_page:
         _PAGE.write_text(page)
-    return 0
+    return status
 
 
 def _measure(bench: Bench, peer: Peer, scratch: Path, measured: defaultdict[tuple[str, str, str], list[Value]]) -> None:

@@ -27,6 +27,7 @@ The same work through the same real kernel, ice_notebook beside other launchers 
 kernel with `start_method="spawn"`, and accelerate's `notebook_launcher`, which forks the kernel. A client of the kernel counts what it
 receives, one launch at a time, each launcher in a fresh kernel of its own, in an order that rotates from round to round; a first launch of
 each, not counted, has filled the file caches. Cells read median [least-most]; `ratio` is ice_notebook's median over the other's.
+`python -m benchmarks --rounds 3` measures for about 25 minutes and writes this page; it wants a machine that does nothing else.
 """
 _MACHINE_HEAD = "## On what was this measured?\n"
 _AIMS_HEAD = "## Does it keep its bounds?\n\n| what | measured | bound | kept |\n|---|---|---|---|\n"

@@ -41,29 +41,35 @@ def launch() -> Iterator[Any]:
         wait_until(lambda run=run: not left_of(run.plan.marker), 5)
 
 
-def look(launcher):
-    import os
+@pytest.fixture
+def look():
+    """A function that travels by value: ranks need nothing of this file."""
 
-    import torch
-    import torch.distributed as dist
+    def look(launcher):
+        import os
 
-    device = launcher.assigned_device
-    total = torch.full((3,), float(launcher.rank + 1), device=device)
-    dist.all_reduce(total)
-    return {
-        "visible": os.environ["CUDA_VISIBLE_DEVICES"].split(","),
-        "count": torch.cuda.device_count(),
-        "current": torch.cuda.current_device(),
-        "assigned": str(device),
-        "local rank": launcher.local_rank,
-        "uuid": f"GPU-{torch.cuda.get_device_properties(device).uuid}",
-        "backend": dist.get_backend(),
-        "total": total,
-    }
+        import torch
+        import torch.distributed as dist
+
+        device = launcher.assigned_device
+        total = torch.full((3,), float(launcher.rank + 1), device=device)
+        dist.all_reduce(total)
+        return {
+            "visible": os.environ["CUDA_VISIBLE_DEVICES"].split(","),
+            "count": torch.cuda.device_count(),
+            "current": torch.cuda.current_device(),
+            "assigned": str(device),
+            "local rank": launcher.local_rank,
+            "uuid": f"GPU-{torch.cuda.get_device_properties(device).uuid}",
+            "backend": dist.get_backend(),
+            "total": total,
+        }
+
+    return look
 
 
 @needs_one
-def test_one_gpu_is_masked_made_current_and_its_tensors_come_back_on_the_cpu(launch):
+def test_one_gpu_is_masked_made_current_and_its_tensors_come_back_on_the_cpu(launch, look):
     gpu = inventory().visible[0]
     run = launch("cuda:0", look, ElasticLauncher("cpu"))
     assert run.phase == "succeeded", run
@@ -83,7 +89,7 @@ def test_one_gpu_is_masked_made_current_and_its_tensors_come_back_on_the_cpu(lau
 
 @needs_two
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_every_rank_sees_the_chosen_gpus_in_order_and_its_local_rank_is_its_device(launch, order):
+def test_every_rank_sees_the_chosen_gpus_in_order_and_its_local_rank_is_its_device(launch, look, order):
     chosen = [inventory().visible[i] for i in order]
     run = launch(f"cuda:{order[0]},{order[1]}", look, ElasticLauncher("cpu"))
     assert run.phase == "succeeded", run
@@ -94,7 +100,7 @@ def test_every_rank_sees_the_chosen_gpus_in_order_and_its_local_rank_is_its_devi
 
 
 @needs_one
-def test_ranks_that_share_a_gpu_meet_by_gloo(launch):
+def test_ranks_that_share_a_gpu_meet_by_gloo(launch, look):
     run = launch("cuda:0,0", look, ElasticLauncher("cpu"))
     assert run.phase == "succeeded", run
     assert [found["backend"] for found in run.results.values()] == ["gloo", "gloo"]

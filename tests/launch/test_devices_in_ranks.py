@@ -9,26 +9,32 @@ import pytest
 from ice_notebook import ElasticLauncher
 
 
-def look(launcher):
-    import os
+@pytest.fixture
+def look():
+    """A function that travels by value: ranks need nothing of this file."""
 
-    import torch
-    import torch.distributed as dist
+    def look(launcher):
+        import os
 
-    total = torch.ones(1, device=launcher.assigned_device)
-    dist.all_reduce(total)
-    return {
-        "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "assigned": str(launcher.assigned_device),
-        "devices": launcher.devices,
-        "backend": (launcher.dist_backend, dist.get_backend()),
-        "total": total.item(),
-        "cuda": torch.cuda.is_initialized(),
-    }
+        import torch
+        import torch.distributed as dist
+
+        total = torch.ones(1, device=launcher.assigned_device)
+        dist.all_reduce(total)
+        return {
+            "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "assigned": str(launcher.assigned_device),
+            "devices": launcher.devices,
+            "backend": (launcher.dist_backend, dist.get_backend()),
+            "total": total.item(),
+            "cuda": torch.cuda.is_initialized(),
+        }
+
+    return look
 
 
 @pytest.mark.parametrize(("devices", "options"), [("cpu:1,0", {}), ("cpu:1,0", {"nproc_per_node": 3})])
-def test_cpu_ranks_share_the_cpu_and_leave_the_gpus_of_the_notebook_as_they_are(launch, monkeypatch, devices, options):
+def test_cpu_ranks_share_the_cpu_and_leave_the_gpus_of_the_notebook_as_they_are(launch, look, monkeypatch, devices, options):
     visible = "3,5" if options else None
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

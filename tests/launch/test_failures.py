@@ -67,7 +67,7 @@ def ways(request):
         sys.exit(0)
 
     run = ElasticLauncher("cpu", ui="none", dist_init="no", max_restarts=11).start(work)
-    assert run.wait(120)
+    assert run.wait(240)
     yield run
     run.kill()
 
@@ -93,8 +93,9 @@ EVERY_WAY = [
 ]
 
 
-@pytest.mark.parametrize(("attempt", "kind", "type_name", "code", "headline"), EVERY_WAY)
-def test_every_way_to_end_without_a_value_is_told_in_words(ways, attempt, kind, type_name, code, headline):
+@pytest.mark.parametrize("told", EVERY_WAY, ids=lambda told: told[2] or str(told[3]))
+def test_every_way_to_end_without_a_value_is_told_in_words(ways, told):
+    attempt, kind, type_name, code, headline = told
     failure = first_failure(ways.state.attempts[attempt])
     assert (failure.kind, failure.type_name, failure.exit_code) == (kind, type_name, code)
     assert re.fullmatch(headline, failure.headline), failure.headline[:300]

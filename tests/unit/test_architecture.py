@@ -192,7 +192,7 @@ def test_what_all_lists_is_what_can_be_imported():
         assert getattr(ice_notebook, name) is getattr(importlib.import_module(ice_notebook._HOMES[name]), name)
         assert name in dir(ice_notebook)
     with pytest.raises(AttributeError, match="module 'ice_notebook' has no attribute 'elastic'"):
-        ice_notebook.elastic  # noqa: B018
+        ice_notebook.elastic
 
 
 def test_a_star_import_gives_the_public_names_and_nothing_else():
