@@ -85,6 +85,9 @@ def _rotated(peers: Sequence[Peer], by: int) -> Sequence[Peer]:
 
 
 def _leave(_signal: int, _frame: object) -> NoReturn:
+    # Once: a second one, which `timeout` sends with the first, would hit the clean-up and leave processes behind. It ends by itself.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -146,8 +146,9 @@ class Kernel:
         self.manager.interrupt_kernel()
 
     def close(self) -> None:
+        """Shut the kernel down in order, so that it takes away what it has on shared memory; a busy one is killed after 5 s."""
         self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
+        self.manager.shutdown_kernel(now=False)
 
 
 @contextmanager

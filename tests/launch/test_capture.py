@@ -168,7 +168,7 @@ def test_a_big_tensor_is_written_once_mapped_by_every_rank_and_unlinked_when_it_
                         inode = rest[3]
                     elif is_found:
                         fields[first.rstrip(":")] = rest[0]
-            return inode, int(fields["Rss"]), int(fields["Private_Dirty"])
+            return inode, int(fields["Rss"]), int(fields["Anonymous"])
 
         inode, mapped_before, _ = mapping()
         total = int(big.sum())
