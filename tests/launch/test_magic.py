@@ -42,13 +42,17 @@ def test_another_cell_is_run_as_it_is_on_every_rank_and_nothing_it_assigns_comes
 
 def test_arguments_are_expressions_over_the_notebook_and_another_function_can_be_named(shared_kernel: Kernel):
     shared_kernel.run("n = 3\nasync def power(x, *, exponent=1):\n    return x ** exponent")
-    outcome = shared_kernel.run("%%elastic_launch --devices cpu function=power args=(n + 1,) kwargs={'exponent': 2} -o run\n'set up'")
+    outcome = shared_kernel.run(
+        "%%elastic_launch --devices cpu function=power args=(n + 1,) kwargs={'exponent': 2} -o run\n'set up'"
+    )
     assert outcome.value.splitlines()[1:] == ["rank 0: 16"], outcome.error
 
 
 def test_the_line_is_not_expanded_by_ipython_and_names_are_looked_up_by_us(shared_kernel: Kernel):
     shared_kernel.run("where = 'cpu:0'\nhome = 'x'")
-    outcome = shared_kernel.run("%%elastic_launch devices=where env=A=$home env=B={home * 2}\nimport os\nos.environ['A'], os.environ['B']")
+    outcome = shared_kernel.run(
+        "%%elastic_launch devices=where env=A=$home env=B={home * 2}\nimport os\nos.environ['A'], os.environ['B']"
+    )
     assert outcome.value.splitlines()[1:] == ["rank 0: ('$home', 'xx')"], outcome.error
 
 
@@ -67,7 +71,9 @@ def test_the_run_is_bound_before_anything_starts_even_when_it_fails(shared_kerne
     outcome = shared_kernel.run("%%elastic_launch devices=cpu -o failed\nprint('before')\nraise LookupError('gone')")
     assert outcome.error_name == "RunFailed"
     assert outcome.error_value == "rank 0: LookupError: gone (cell, line 3)"
-    assert shared_kernel.value("(failed.phase.value, failed.output(0).splitlines()[0], type(failed.exception().__cause__).__name__)") == (
+    assert shared_kernel.value(
+        "(failed.phase.value, failed.output(0).splitlines()[0], type(failed.exception().__cause__).__name__)"
+    ) == (
         "failed",
         "before",
         "LookupError",

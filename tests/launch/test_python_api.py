@@ -16,7 +16,12 @@ from ice_notebook.errors import CellError, DeviceError, FrozenError, OptionError
 def run_script(path: Path, text: str, *command: str) -> subprocess.CompletedProcess[str]:
     path.write_text(textwrap.dedent(text))
     return subprocess.run(
-        [*(command or (sys.executable,)), str(path)], capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False
+        [*(command or (sys.executable,)), str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
 
 
