@@ -11,7 +11,6 @@ Messages to the page: `output {seq, parts}` and `replay {seq, parts, tab}`, with
 from __future__ import annotations
 
 import re
-import signal
 import sys
 import threading
 import time
@@ -25,8 +24,9 @@ import anywidget
 import traitlets
 
 from ice_notebook.logs import Delta, RunLogs
-from ice_notebook.protocol import Failure, Plan
-from ice_notebook.state import Attempt, Phase, RankState, RunState
+from ice_notebook.protocol import Plan
+from ice_notebook.state import RunState
+from ice_notebook.widgets.panel_state import snapshot
 
 HERE = Path(__file__).parent
 BEAT_S = 1.0  # a page that hears nothing for several beats says that the kernel is gone
@@ -36,17 +36,6 @@ RESEND_S = (0.3, 1.0, 4.0)  # after the end, until a page has confirmed the fina
 ANNOUNCE_S = (0.5, 1.5, 4.0)
 REPLAY_PAUSE_S = 0.2  # hellos that were held up by a running cell arrive together; one answer is enough
 ECHO_S = 2.0  # the page waits 0.7 s for an answer before it interrupts the kernel
-
-VALUE_CHARACTERS = 4_000
-VALUES_CHARACTERS = 200_000  # of all ranks together: the snapshot is sent anew at each change, and may be saved in the notebook
-TRACEBACK_CHARACTERS = 20_000
-
-
-class View(Protocol):
-    """What a run tells about its changes."""
-
-    def update(self) -> float | None:
-        """Look at the run and show it. Return in how many seconds to be called again even if nothing changes."""
 
 
 class PanelRun(Protocol):
@@ -281,136 +270,3 @@ def keep_subshell(comm: Any) -> None:
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda _data, chosen: chosen
-
-
-# ---- what the page must know -------------------------------------------------------------------------------------------------------
-
-
-def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
-    """Return all that a page needs to draw a run, as plain JSON."""
-    ranks = state.ranks
-    shown = [_rank(ranks[rank]) for rank in sorted(ranks)] or [
-        {"rank": rank.local_rank, "device": rank.device, "phase": "starting", "note": "", "pid": None} for rank in plan.ranks
-    ]
-    return {
-        "name": plan.name,
-        "devices": plan.devices,
-        "world_size": state.attempt.world_size if state.attempt else plan.world_size,
-        "phase": state.phase.value,
-        "is_final": state.phase.is_final,
-        "began_at": state.began_at,
-        "ended_at": state.ended_at,
-        "attempt": len(state.attempts),
-        "restarts": state.restarts,
-        "max_restarts": plan.max_restarts,
-        "grace": plan.grace,
-        "folder": str(folder),
-        "banner": banner(plan, state),
-        "ranks": shown,
-        "results": _results(ranks),
-        "failures": [
-            _failure(rank, failure, ranks[rank], is_root=i == 0) for i, (rank, failure) in enumerate(state.failures.items())
-        ],
-    }
-
-
-def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
-    """Return the one sentence that stands out: what went wrong, or what is being done about it."""
-    attempt = state.attempt
-    before = state.attempts[-2] if len(state.attempts) > 1 else None
-    if state.phase is Phase.FAILED:
-        return {"kind": "failed", "text": _why(attempt) or _sentence(state.end_reason) or "The run failed."}
-    if state.phase is Phase.STOPPED:
-        return {"kind": "stopped", "text": f"Stopped: {_REASONS.get(state.stop_reason, state.stop_reason or state.end_reason)}."}
-    if state.phase is Phase.STOPPING:
-        how = "all ranks are being ended now" if state.stop_reason == "kill" else f"ranks have up to {plan.grace:g} s to finish"
-        return {"kind": "stopping", "text": f"Stopping: {how}."}
-    if state.phase is Phase.RESTARTING:
-        return {"kind": "restarting", "text": f"{_why(attempt)} All ranks are started again.".strip()}
-    if before is not None and not state.phase.is_final:
-        return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}. {_why(before)} All ranks were started again."}
-    if before is not None:
-        return {"kind": "restarted", "text": f"It took {len(state.attempts)} attempts. {_why(before)}".strip()}
-    return None
-
-
-_REASONS = {
-    "stop": "you pressed Stop",
-    "kill": "you pressed Kill now",
-    "interrupt": "the notebook interrupted it",
-    "timeout": "its time was over",
-    "kernel gone": "its kernel is gone",
-    "signal": "its agent got a signal",
-}
-
-
-def _why(attempt: Attempt | None) -> str:
-    rank = None if attempt is None or attempt.root is None else attempt.ranks.get(attempt.root)
-    if rank is None or rank.failure is None:
-        return ""
-    return _sentence(f"rank {rank.rank} ({rank.device}) failed: {rank.failure.headline}")
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
-
-
-def _rank(rank: RankState) -> dict[str, Any]:
-    code = rank.failure.exit_code if rank.failure and rank.failure.exit_code is not None else rank.exit_code
-    note = _exit_text(code) if rank.failure else ""
-    return {"rank": rank.rank, "device": rank.device, "phase": rank.phase.value, "note": note or rank.note, "pid": rank.pid}
-
-
-def _exit_text(code: int | None) -> str:
-    if not code:
-        return ""
-    if code > 0:
-        return f"exit code {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
-
-
-def _results(ranks: Mapping[int, RankState]) -> list[dict[str, Any]]:
-    room = VALUES_CHARACTERS
-    results = []
-    for rank in sorted(ranks):
-        value, lost = ranks[rank].value, ranks[rank].lost
-        if value is None:
-            if lost:
-                results.append({"rank": rank, "lost": lost[:VALUE_CHARACTERS]})
-            continue
-        text = value.text[: min(VALUE_CHARACTERS, max(200, room))]
-        html = value.html if len(value.html) <= room else ""
-        room -= len(text) + len(html)
-        results.append(
-            {
-                "rank": rank,
-                "type": value.type_name,
-                "text": text + ("…" if len(text) < len(value.text) else ""),
-                "html": html,
-                "size_bytes": value.size_bytes,
-            },
-        )
-    return results
-
-
-def _failure(rank: int, failure: Failure, state: RankState, *, is_root: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "rank": rank,
-        "device": state.device,
-        "headline": failure.headline,
-        "exit": _exit_text(failure.exit_code if failure.exit_code is not None else state.exit_code),
-        "is_communication": failure.is_communication,
-    }
-    if is_root:
-        excerpt = failure.excerpt
-        found["traceback"] = failure.traceback[-TRACEBACK_CHARACTERS:]
-        found["excerpt"] = excerpt and {
-            "where": excerpt.where,
-            "first": excerpt.first,
-            "lines": list(excerpt.lines),
-            "failing": excerpt.failing,
-        }
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,35 +17,14 @@ import ice_notebook
 
 PACKAGE = Path(ice_notebook.__file__).parent
 
-# A module imports from the lines above its own only. Every module has its line: a new one is put where it belongs.
-LAYERS = (
-    # what knows nothing of a run: words, texts, bytes, machines
-    "errors exits environment machine notebook safe_html terminal descriptions frames context",
-    "grammars references value_files devices cell logs",
-    "options refusals",
-    "tensors launch_options line",
-    # what all processes of a run speak and keep: values, messages, files, processes
-    "pickles protocol processes",
-    "store state crashes tracebacks",
-    # the three kinds of processes: ranks, the agent, the kernel's end of it
-    "rank rank.guards rank.process_group rank.shell rank.spawning rank.surroundings",
-    "rank.main",
-    "agent agent.outbox agent.ranks agent.rendezvous",
-    "agent.io",
-    "agent.elastic",
-    "agent.main",
-    "agents report",
-    # the handle on a run, and how it is shown
-    "follower planning results",
-    "run",
-    "text_view widgets widgets.run_panel",
-    "watching",
-    # from what a person writes to a run
-    "launcher",
-    "magics cli",
-    "__init__",
-)
-LAYER_OF = {module: n for n, layer in enumerate(LAYERS) for module in layer.split()}
+# The layers are those of the page that explains them; packages themselves hold nothing.
+PAGE = PACKAGE.parent / "docs" / "how_it_works.md"
+ROW = re.compile(r"^\| (?P<layer>\d+) \| (?P<modules>[^|]+) \|", re.MULTILINE)
+LAYER_OF = {
+    module: int(row["layer"])
+    for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))
+    for module in re.findall(r"`([\w.]+)`", row["modules"])
+} | {"agent": -1, "rank": -1, "widgets": -1, "__init__": 99}
 # Inside of a function, by somebody who is about to use it: the device of a launcher's process.
 TORCH_WHEN_ASKED = {"context"}
 # What may be printed outside of ranks: help that was asked for, and to the agent's standard error, which is its log.
@@ -92,7 +72,7 @@ def own_imports(module: str) -> set[str]:
 
 
 def test_every_module_has_its_layer():
-    assert [module for module in modules() if module not in LAYER_OF] == []
+    assert sorted(LAYER_OF) == modules()
 
 
 @pytest.mark.parametrize("module", modules())

@@ -15,7 +15,8 @@ from fake_run import FAILURE, FakeRun, begun, failed, make_plan, out, returned, 
 from ice_notebook import protocol as p
 from ice_notebook.state import RunState, replay
 from ice_notebook.widgets import run_panel
-from ice_notebook.widgets.run_panel import RunPanel, banner, keep_subshell, kernel_id, snapshot
+from ice_notebook.widgets.panel_state import banner, snapshot
+from ice_notebook.widgets.run_panel import RunPanel, keep_subshell, kernel_id
 
 
 class RecordingComm(BaseComm):
