@@ -18,15 +18,10 @@ from typing import Any
 from ice_notebook import crashes, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.outbox import Outbox
-from ice_notebook.agent.ranks import RankProcess, Stage, Stream, read_terminal, start_rank
+from ice_notebook.agent.ranks import RankProcess, Stage, start_rank
+from ice_notebook.agent.terminals import Terminals
 from ice_notebook.frames import Channel, Frame
 from ice_notebook.store import Journal, RunFolder
-
-# After a little output the terminals are left alone for a moment: a rank that prints line by line would otherwise cost a wake-up a line.
-OUTPUT_PAUSE_S = 0.005
-_LITTLE_OUTPUT_BYTES = 16 << 10
-# A terminal gives at most 4 KiB a read: with one read a turn, two ranks that flood would never give more than a little.
-_READS_A_TURN = 16
 
 
 @dataclass(frozen=True)
@@ -64,9 +59,7 @@ class AgentIO(threading.Thread):
         self._being_started = 0
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector = selectors.DefaultSelector()
-        self._terminals = select.epoll()
-        self._streams: dict[int, Stream] = {}
-        self._terminals_rest_until = 0.0
+        self._terminals = Terminals(self.condition, self.outbox)
 
     # ---- for the elastic thread
 
@@ -117,10 +110,10 @@ class AgentIO(threading.Thread):
                     stream, paths[std] = rank.open_stream()
                     own = self.folder.stream_log(go.attempt, go.rank, std)
                     stream.files += [os.open(output, flags, 0o600), os.open(own, flags, 0o600)]
-                    self._watch_stream(stream)
+                    self._terminals.watch(stream)
             early, terminal.early = bytes(terminal.early), bytearray()
-        if early:
-            self._take_output(terminal, early)
+            if early:
+                self._terminals.take(terminal, early)
         return p.replace(go, stdout=paths[p.Std.OUT], stderr=paths[p.Std.ERR])
 
     def forget(self, ranks: list[RankProcess]) -> None:
@@ -155,12 +148,12 @@ class AgentIO(threading.Thread):
         with contextlib.suppress(OSError):  # gone already: the socket has ended
             self._kernel_pidfd = os.pidfd_open(self.plan.kernel_pid)
             self._selector.register(self._kernel_pidfd, selectors.EVENT_READ, self._on_kernel_exit)
-        self._selector.register(self._terminals, selectors.EVENT_READ, self._on_terminals)
+        self._selector.register(self._terminals, selectors.EVENT_READ, self._terminals.read)
         is_resting = False
         while True:
-            rest_s = self._terminals_rest_until - time.monotonic()
+            rest_s = self._terminals.rest_s
             if rest_s <= 0 and is_resting:
-                self._selector.register(self._terminals, selectors.EVENT_READ, self._on_terminals)
+                self._selector.register(self._terminals, selectors.EVENT_READ, self._terminals.read)
                 is_resting = False
             elif rest_s > 0 and not is_resting:
                 self._selector.unregister(self._terminals)
@@ -193,7 +186,7 @@ class AgentIO(threading.Thread):
             self._serial += 1
             self._being_started -= 1
             self.ranks.append(rank)
-            self._watch_stream(rank.terminal)
+            self._terminals.watch(rank.terminal)
         self._selector.register(rank.channel, selectors.EVENT_READ, lambda: self._on_rank(rank))
         self._selector.register(rank.acknowledge, selectors.EVENT_READ, lambda: self._on_acknowledge(rank))
         self._selector.register(rank.pidfd, selectors.EVENT_READ, lambda: self._on_exit(rank))
@@ -285,50 +278,6 @@ class AgentIO(threading.Thread):
             rank.has_acknowledged = True
             self.condition.notify_all()
 
-    # ---- what ranks print
-
-    def _watch_stream(self, stream: Stream) -> None:
-        self._streams[stream.fd] = stream
-        self._terminals.register(stream.fd, select.EPOLLIN)
-
-    def _on_terminals(self) -> None:
-        taken = 0
-        for fd, _ in self._terminals.poll(0):
-            if (stream := self._streams.get(fd)) is not None:
-                taken += self._read_stream(stream)
-        if taken < _LITTLE_OUTPUT_BYTES:
-            self._terminals_rest_until = time.monotonic() + OUTPUT_PAUSE_S
-
-    def _read_stream(self, stream: Stream) -> int:
-        """Take what a terminal holds, up to a turn's share, and return how many bytes that was."""
-        taken = 0
-        for _ in range(_READS_A_TURN):
-            output = read_terminal(stream)
-            if output is None:
-                self._end_stream(stream)
-            if not output:
-                break
-            taken += len(output)
-            self._take_output(stream, output)
-        return taken
-
-    def _take_output(self, stream: Stream, output: bytes) -> None:
-        with self.condition:
-            rank = stream.rank
-            if rank.rank < 0:
-                stream.early += output
-                return
-            for fd in stream.files:
-                _write(fd, output)
-        self.outbox.post_output(rank.attempt, rank.rank, output)
-
-    def _end_stream(self, stream: Stream) -> None:
-        self._streams.pop(stream.fd, None)
-        self._terminals.unregister(stream.fd)
-        with self.condition:
-            stream.close()
-            stream.rank.streams.remove(stream)
-
     # ---- how ranks end
 
     def _on_exit(self, rank: RankProcess) -> None:
@@ -336,10 +285,7 @@ class AgentIO(threading.Thread):
         # What it said and printed comes first: a reader of its exit event must find every line in the log.
         if rank.channel.fileno() in self._selector.get_map():
             self._drain_channel(rank)
-        for stream in list(rank.streams):
-            while output := read_terminal(stream):
-                self._take_output(stream, output)
-            self._end_stream(stream)
+        self._terminals.end(rank)
         with contextlib.suppress(KeyError):
             self._selector.unregister(rank.acknowledge)
         os.close(rank.acknowledge)
@@ -376,12 +322,3 @@ class AgentIO(threading.Thread):
             error_file=self.folder.error_file(rank.attempt, rank.rank),
             at=time.time(),
         )
-
-
-def _write(fd: int, output: bytes) -> None:
-    view = memoryview(output)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except OSError:  # the disk is full: the run goes on, and what is shown live is still shown
-            return
