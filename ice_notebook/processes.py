@@ -20,7 +20,9 @@ MARKER = "ICE_NOTEBOOK_MARKER"  # the environment variable; its value is <marker
 ACKNOWLEDGE_WAIT_S = 0.2  # a rank that runs Python answers an interrupt in milliseconds
 IDLE_CPU_S = 0.01  # one clock tick: a rank that used no more than this since it was asked is blocked, not computing
 KILL_WAIT_S = 10.0  # SIGKILL needs no consent; a process in uninterruptible sleep may still take a while
-TRACKER_WAIT_S = 0.5  # multiprocessing's resource tracker unlinks a dead rank's semaphores, then leaves by itself
+TRACKER_WAIT_S = (
+    2.0  # multiprocessing's resource tracker unlinks a dead rank's semaphores, then leaves by itself; one may still be starting
+)
 _SWEEP_INTERVAL_S = 0.01
 _SWEEP_ROUNDS = 50
 

@@ -148,7 +148,8 @@ class Kernel:
     def close(self) -> None:
         """Shut the kernel down in order, so that it takes away what it has on shared memory; a busy one is killed after 5 s."""
         self.client.stop_channels()
-        self.manager.shutdown_kernel(now=False)
+        if self.manager.has_kernel:
+            self.manager.shutdown_kernel(now=False)
 
 
 @contextmanager

@@ -22,7 +22,9 @@ from ice_notebook.frames import Channel
 
 # The kernel's own module path comes with `go`.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.rank.main import main; main(sys.argv[1])"
-_MODULES = ("torch", "torch.distributed", "cloudpickle")
+# What a rank needs to work at once when it is told to go; torch first, the rest is quick.
+_OURS = ("pickles", "cell", "descriptions", "rank.surroundings", "rank.shell", "rank.spawning", "rank.process_group")
+_MODULES = ("torch", "torch.distributed", *(f"ice_notebook.{module}" for module in _OURS))
 _TERMINAL_ROWS, _TERMINAL_COLUMNS = 24, 80  # a progress bar then fits into a pane of the panel
 _READ_BYTES = 1 << 16
 _LFLAG, _OFLAG, _CC = 3, 1, 6  # places in what termios.tcgetattr returns

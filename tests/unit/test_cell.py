@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +18,12 @@ def read(source: str):
     return read_cell(source, "/tmp/ipykernel_1/2.py", "Cell In[3]")
 
 
+def run(task: FunctionTask | BodyTask) -> object:
+    """Run a task as in a rank: in a thread where no event loop runs, whatever other tests have left running in this one."""
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(task.run).result()
+
+
 def body(source: str, **names) -> object:
     """Run a cell as a body in a `__main__` of its own, and return its value."""
     main = types.ModuleType("__main__")
@@ -24,7 +31,7 @@ def body(source: str, **names) -> object:
     sys.modules["__main__"] = main
     try:
         task = read(source).body_task(names)
-        value = task.run()
+        value = run(task)
         assert "_ice_notebook_value" not in vars(main)
         return value
     finally:
@@ -63,8 +70,8 @@ def test_a_function_is_called_with_its_arguments_and_a_coroutine_is_run_to_its_e
     async def later(a, *, b):
         return a + b
 
-    assert FunctionTask(lambda a, b: a - b, (3,), {"b": 1}).run() == 2
-    assert FunctionTask(later, (3,), {"b": 1}).run() == 4
+    assert run(FunctionTask(lambda a, b: a - b, (3,), {"b": 1})) == 2
+    assert run(FunctionTask(later, (3,), {"b": 1})) == 4
 
 
 # ---- bodies ------------------------------------------------------------------------------------------------------------------------------
