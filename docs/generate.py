@@ -38,7 +38,7 @@ On the line of a magic:
 - A value that holds blanks stands in quotes or brackets: `log_dir="my logs"`, `args=(3, "a b")`. What stands in quotes is text.
 - `args=` and `kwargs=` take a Python expression over the notebook's variables.
 - Elsewhere `{expression}` is one, also inside a text: `max_restarts={n + 1}`, `log_dir=logs/{name}`.
-- A bare word is first read as a value of the option, and otherwise as a variable of the notebook: `devices=picker`.
+- A bare word is first read as a value of the option, and otherwise as a variable of the notebook: `devices=chosen`.
 - Only the first `=` splits: `env=NCCL_DEBUG=INFO`.
 - An option whose default is no value takes `none` to say so: `timeout=none`.
 
@@ -55,8 +55,8 @@ A kind alone is one rank; a list has one rank for each of its devices.
 """
 
 DEVICES_TAIL = """
-From Python a list of GPU numbers (`[0, 1]`), a list of texts, a `torch.device`, or an object that has `devices`, such as the device picker or
-another launcher, is as good.
+From Python a list of GPU numbers (`[0, 1]`), a list of texts, a `torch.device`, or an object that has `devices`, such as another
+launcher, is as good.
 
 `cuda:0` is the first GPU that the notebook sees: the first entry of its `CUDA_VISIBLE_DEVICES`, or of the PCI bus order that `nvidia-smi`
 shows. Every rank sees the chosen GPUs, in the chosen order and once each, so that `LOCAL_RANK` is right as a device number also for

@@ -18,7 +18,7 @@ DIST_BACKEND = "ICE_NOTEBOOK_DIST_BACKEND"
 
 
 class Context:
-    """The properties that ice-learn's launcher has, with its names."""
+    """The properties that ice-learn's launcher has, with its names, as a process answers that is rank 0 of 1."""
 
     @property
     def rank(self) -> int:
@@ -97,8 +97,10 @@ class Context:
 
     @property
     def assigned_device(self) -> torch.device:
-        """Return this rank's device as torch names it here: `model.to(launcher.assigned_device)`."""
-        raise NotImplementedError
+        """Return the current GPU if there is one, else the CPU: `model.to(launcher.assigned_device)`."""
+        import torch  # noqa: PLC0415 - asked for by somebody who is about to use it
+
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     @property
     def dist_backend(self) -> str:
@@ -117,13 +119,6 @@ class Context:
 
 class EagerContext(Context):
     """Rank 0 of 1: the process that is not a rank, so that a function for ranks can be tried in the notebook itself."""
-
-    @property
-    def assigned_device(self) -> torch.device:
-        """Return the current GPU if there is one, else the CPU."""
-        import torch  # noqa: PLC0415 - asked for by somebody who is about to use it
-
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     @property
     def eager_mode(self) -> bool:

@@ -72,7 +72,7 @@ class LaunchOptions:
         "Which devices the ranks use: one rank for each device of a list, one rank for a kind alone.",
         grammar=DeviceText(),
         group=RANKS,
-        shown="the choice made in the device picker, else auto",
+        shown="auto",
         example="cuda:0,1",
     )
     nproc_per_node: int | str | None = option(
@@ -445,7 +445,7 @@ def help_text(surface: Surface) -> str:
 _HOW_TO_WRITE = """\
 Options are written name=value or --name value; dashes and underscores are equal. A flag is on by
 its name alone, and off by flag=false. Quotes and brackets keep blanks together. A bare word may be
-a variable of the notebook (devices=picker), and {expression} is evaluated."""
+a variable of the notebook (devices=chosen), and {expression} is evaluated."""
 _HELP_HEADS = {
     Surface.CELL: f"""\
 %%elastic_launch [option=value ...]

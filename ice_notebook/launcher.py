@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ice_notebook import context, machine, notebook, pickles, store
 from ice_notebook.agents import AgentProcess
@@ -20,9 +20,6 @@ from ice_notebook.planning import check_platform, make_plan, warn_of_own_memory
 from ice_notebook.run import Run
 from ice_notebook.store import RunFolder
 from ice_notebook.watching import choose_ui, open_view, watch
-
-if TYPE_CHECKING:
-    import torch
 
 _ARGUMENT_CHARACTERS = 40  # of each argument, in the name of what runs
 
@@ -168,11 +165,6 @@ class ElasticLauncher(context.Context):
     def role_name(self) -> str:
         """Return the role of the ranks."""
         return self.options.role
-
-    @property
-    def assigned_device(self) -> torch.device:
-        """Return the device of the eager process: the current GPU, else the CPU."""
-        return context.EagerContext().assigned_device
 
     @property
     def eager_mode(self) -> bool:

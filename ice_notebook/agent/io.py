@@ -264,9 +264,8 @@ class AgentIO(threading.Thread):
         self.record(p.RankFailed(at=time.time(), attempt=rank.attempt, rank=rank.rank, failure=failure))
 
     def _drop_payload(self) -> None:
-        """Unlink the payload when every rank of the last possible attempt has it."""
-        placed = [rank for rank in self.ranks if rank.rank >= 0 and not rank.has_exited]
-        if self.is_last_attempt and placed and all(rank.has_loaded for rank in placed):
+        """Unlink the payload when every rank of the last possible attempt has it. Ranks are placed one by one: the first may be quick."""
+        if self.is_last_attempt and sum(rank.has_loaded for rank in self.ranks) == self.plan.world_size:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.plan.payload)
 

@@ -1,0 +1,44 @@
+"""Rules of the agent's io thread, without its thread."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+
+import pytest
+from histories import plan as make_plan
+
+from ice_notebook import protocol as p
+from ice_notebook.agent.io import AgentIO
+from ice_notebook.frames import Channel, Frame
+from ice_notebook.store import RunFolder
+
+
+@pytest.fixture
+def io(tmp_path):
+    ours, theirs = socket.socketpair()
+    payload = tmp_path / "payload"
+    payload.write_bytes(b"x")
+    made = AgentIO(p.replace(make_plan(2), payload=str(payload)), RunFolder(tmp_path), Channel(ours))
+    made.is_last_attempt = True
+    yield made
+    ours.close()
+    theirs.close()
+
+
+def test_the_payload_stays_until_every_rank_has_it_also_those_that_have_no_place_yet(io, tmp_path):
+    first, second = (SimpleNamespace(rank=rank, attempt=0, has_loaded=False) for rank in (0, -1))
+    io.ranks = [first, second]
+    io._take_frame(first, Frame("loaded"))
+    assert (tmp_path / "payload").exists()
+    second.rank = 1
+    io._take_frame(second, Frame("loaded"))
+    assert not (tmp_path / "payload").exists()
+
+
+def test_the_payload_stays_as_long_as_the_group_may_be_started_again(io, tmp_path):
+    io.is_last_attempt = False
+    io.ranks = [SimpleNamespace(rank=rank, attempt=0, has_loaded=False) for rank in (0, 1)]
+    for rank in io.ranks:
+        io._take_frame(rank, Frame("loaded"))
+    assert (tmp_path / "payload").exists()
