@@ -108,13 +108,11 @@ class ElasticLauncher(context.Context):
             LaunchError, DeviceError, OptionError: it cannot be started as asked.
         """
         __tracebackhide__ = True
-        task = _function_task(function, args, kwargs)
-        return self.launch(task, _name_of_call(function, args, kwargs), waits=True)
+        return self.launch(*read_call(function, args, kwargs), waits=True)
 
     def start(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Run:
         """Run a function on every rank, and return at once with the run; `run.result()` waits. Raises as a call does, but for the outcome."""
-        task = _function_task(function, args, kwargs)
-        return self.launch(task, _name_of_call(function, args, kwargs), waits=False)
+        return self.launch(*read_call(function, args, kwargs), waits=False)
 
     def launch(
         self, task: FunctionTask | BodyTask, name: str, *, waits: bool, on_run: Callable[[Run], None] = lambda _: None
@@ -225,6 +223,15 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
 def _inventory(options: LaunchOptions) -> machine.Inventory:
     is_cpu = options.devices is not None and options.devices.kind == "cpu"
     return machine.inventory(look_for_gpus=not is_cpu)
+
+
+def read_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[FunctionTask, str]:
+    """Return a call as a task, and what runs, as a person would write it: `train(launcher, epochs=3)`.
+
+    Raises:
+        CellError: it is no function, or it does not take these arguments.
+    """
+    return _function_task(function, args, kwargs), _name_of_call(function, args, kwargs)
 
 
 def _function_task(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> FunctionTask:

@@ -11,7 +11,7 @@ from ice_notebook import cell as cells
 from ice_notebook.cell import BodyTask, Cell, FunctionTask
 from ice_notebook.errors import CellError, IceNotebookError, OptionError
 from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
-from ice_notebook.launcher import ElasticLauncher, _function_task, _name_of_call
+from ice_notebook.launcher import ElasticLauncher, read_call
 from ice_notebook.line import complete_line, read_line, wants_help
 from ice_notebook.options import Surface
 from ice_notebook.run import Run
@@ -78,7 +78,7 @@ class ElasticMagics(Magics):
         args, kwargs = options.args or (), options.kwargs or {}
         if options.args is None and options.kwargs is None:
             args = cells.arguments_for(function, launcher)
-        return _function_task(function, args, kwargs), _name_of_call(function, args, kwargs)
+        return read_call(function, args, kwargs)
 
     def _function(self, name: str) -> Any:
         namespace = self.shell.user_ns
