@@ -272,7 +272,8 @@ class RankContext:
     def _process_failure(self, rank: RankProcess) -> ProcessFailure:
         assert rank.failure is not None
         code = rank.exit_code if rank.exit_code is not None else rank.failure.exit_code
-        return ProcessFailure(rank.local_rank, rank.pid, code or 1, str(self._folder.error_file(self._attempt, rank.rank)))
+        # No error file for torch, which would read it here: its writer may be half-way, or have died there, and the agent with it.
+        return ProcessFailure(rank.local_rank, rank.pid, code or 1, error_file=os.devnull)
 
     def _drop_partial_values(self) -> None:
         """Free what ranks were writing when they were killed."""

@@ -152,3 +152,19 @@ def test_what_a_failed_attempt_has_started_is_gone_before_the_next_one_begins(la
     pid = int(run.output(0, 0))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_an_error_file_that_was_not_finished_does_not_end_the_run(launch):
+    # torch reads the file of a failed rank when it has a name for it, and what it raised would end the agent.
+    def work():
+        import os
+        from pathlib import Path
+
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text('{"message": ')
+            os._exit(1)
+        return True
+
+    run = launch(work, n=1, dist_init="no", max_restarts=1)
+    assert run.results[0] is True
+    assert repr(run).splitlines()[1] == "restart 1: rank 0: left with exit code 1"
