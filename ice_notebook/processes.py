@@ -211,22 +211,29 @@ def stop_ladder(ranks: Sequence[Stoppable], wait: Wait, *, ask: bool, grace_s: f
         return is_urgent() or not alive()
 
     asked = [rank for rank in alive() if ask and rank.can_be_asked]
-    cpu_before = {rank.pid: cpu_time(rank.pid) for rank in asked}
     for rank in asked:
         _signal(rank, signal.SIGINT)
     for rank in alive():
         if rank not in asked:
             _signal(rank, signal.SIGTERM)
-    if asked:
-        wait(lambda: over() or all(r.has_acknowledged or r.has_exited for r in asked), ACKNOWLEDGE_WAIT_S)
-        for rank in asked:
-            is_blocked = cpu_time(rank.pid) - cpu_before[rank.pid] <= IDLE_CPU_S
-            if not rank.has_exited and not rank.has_acknowledged and is_blocked:
-                _signal(rank, signal.SIGTERM)
+    unheard = asked
+    # Looked at again and again: one that is blocked may have used a little time just before it was.
+    while unheard and not over() and time.monotonic() < deadline:
+        cpu_before = {rank.pid: cpu_time(rank.pid) for rank in unheard}
+        wait(lambda: over() or not _unheard(asked), min(ACKNOWLEDGE_WAIT_S, deadline - time.monotonic()))
+        unheard = _unheard(unheard)
+        blocked = [rank for rank in unheard if cpu_time(rank.pid) - cpu_before[rank.pid] <= IDLE_CPU_S]
+        for rank in blocked:
+            _signal(rank, signal.SIGTERM)
+        unheard = [rank for rank in unheard if rank not in blocked]
     wait(over, max(0.0, deadline - time.monotonic()))
     for rank in alive():
         kill_group(rank)
     wait(lambda: not alive(), KILL_WAIT_S)
+
+
+def _unheard(ranks: Sequence[Stoppable]) -> Sequence[Stoppable]:
+    return [rank for rank in ranks if not rank.has_acknowledged and not rank.has_exited]
 
 
 def kill_group(rank: Stoppable) -> None:

@@ -28,6 +28,7 @@ class Rank:
     acknowledges_at: float | None = None
     ends_after: dict[object, float] = field(default_factory=dict)  # seconds from a signal to its end
     computes: bool = False
+    computes_until: float = 1e9
     can_be_asked: bool = True
     got: list[object] = field(default_factory=list)
     ends_at: float | None = None
@@ -61,8 +62,12 @@ class World:
         self.pressed_again_at: float | None = None
         monkeypatch.setattr(signal, "pidfd_send_signal", lambda pidfd, number: self.ranks[-pidfd].take(number))
         monkeypatch.setattr(os, "killpg", lambda pid, _: self.ranks[pid].take(GROUP_KILL))
-        monkeypatch.setattr(processes, "cpu_time", lambda pid: self.now if self.ranks[pid].computes else 0.0)
+        monkeypatch.setattr(processes, "cpu_time", self.cpu_time)
         monkeypatch.setattr(processes, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def cpu_time(self, pid: int) -> float:
+        rank = self.ranks[pid]
+        return min(self.now, rank.computes_until) if rank.computes else 0.0
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> None:
         end = self.now + timeout_s
@@ -103,6 +108,13 @@ def test_a_rank_that_computes_may_still_answer(monkeypatch):
     world = World(monkeypatch, rank := Rank(1, computes=True, acknowledges_at=3.0, ends_after={INT: 3.5}))
     world.stop()
     assert rank.got == [INT]
+
+
+def test_a_rank_that_is_blocked_a_little_later_is_terminated_then(monkeypatch):
+    world = World(monkeypatch, rank := Rank(1, computes=True, computes_until=0.3, ends_after={TERM: 0.0}))
+    world.stop()
+    assert rank.got == [INT, TERM]
+    assert world.now == pytest.approx(3 * ACKNOWLEDGE_WAIT_S, abs=0.02)
 
 
 def test_a_rank_that_cannot_be_asked_is_terminated(monkeypatch):
