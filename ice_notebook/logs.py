@@ -1,23 +1,28 @@
-"""What the kernel keeps of a run's output: the newest lines of each rank, numbered, for views that read at their own pace.
+"""What the kernel knows of a run's output: the newest lines of each rank, numbered, for views that read at their own pace.
 
 The files in the run folder keep everything. Lines of a rank are counted from 0 over all attempts, also those that were skipped: a view sees
-a gap in the numbers, and thereby how much it is not shown. Feeding and reading may happen in different threads.
+a gap in the numbers, and thereby how much it is not shown, and may have any part of it read back from the files. Feeding and reading may
+happen in different threads.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from ice_notebook.log_files import Hit, LogFile
 from ice_notebook.terminal import REDRAWN, Terminal, is_plain, plain_text
 
 RING_LINES = 5_000
 RING_CHARACTERS = 2_000_000  # of a rank; 5,000 lines of 94 characters need a quarter
 # Redrawn and coloured output costs some 5 MB/s to read: of what comes between two reads, only the end is worth that.
 PENDING_BYTES = 64 * 1024
+TAIL_BYTES = 256 * 1024  # of a file of a run that is over: what is before it is read when somebody asks
 BLOCK_LINES = 250  # output that comes line by line is kept in blocks of about this size
 NOTE = "\x01"  # begins a line that we wrote; no line of a program can hold it
 
@@ -69,6 +74,10 @@ class Cursor:
 @dataclass
 class _RankLog:
     attempt: int
+    file: LogFile  # of the newest attempt
+    files: dict[int, LogFile] = field(default_factory=dict)  # by attempt
+    notes: dict[int, str] = field(default_factory=dict)  # lines that we wrote, by their number
+    offset: int = 0  # how much of the newest file was read or left out
     terminal: Terminal = field(default_factory=Terminal)
     blocks: deque[tuple[int, list[str]]] = field(default_factory=deque)  # finished lines by their first number
     n_lines: int = 0
@@ -95,6 +104,26 @@ class _RankLog:
             self.pending.clear()
             self._read(data)
 
+    def begin(self, attempt: int, path: Path) -> None:
+        """Go on with the output of another attempt."""
+        self.settle()
+        self.restart(note=f"attempt {attempt + 1}")
+        self.attempt = attempt
+        self.offset = 0
+        self.file = self.files[attempt] = LogFile(path, self.terminal.first)
+
+    def miss(self, n_bytes: int) -> None:
+        """Leave out bytes that are in the file only."""
+        self.settle()
+        newlines, after = self.file.count_newlines(self.offset, self.offset + n_bytes)
+        self.offset += n_bytes
+        if newlines:
+            self.restart(newlines)
+            self.file.mark(self.terminal.first, after, is_needed=True)
+        else:
+            self.restart(note=f"… {_size_text(n_bytes)} not shown; the log file has them")
+            self.file.mark(self.terminal.first, self.offset, is_needed=True)
+
     def restart(self, newlines: int = 0, note: str = "") -> None:
         """Finish all lines, leave out as many as the lost output had newlines, and go on with an empty terminal."""
         self._keep(self.terminal.first, self.terminal.live())
@@ -102,8 +131,25 @@ class _RankLog:
         first = self.terminal.end + newlines - (newlines > 0 and not self.terminal.is_waiting)
         if note:
             self._keep(first, [NOTE + note])
+            self.notes[first] = NOTE + note
             first += 1
         self.terminal = Terminal(first)
+
+    def read_back(self, first: int, n: int) -> list[str]:
+        """Return lines from a number on, at most `n`, from the files."""
+        found: list[str] = []
+        end = min(first + n, self.end)
+        while (at := first + len(found)) < end:
+            if at in self.notes:
+                found.append(self.notes[at])
+                continue
+            stop = min([end, *(line for line in self.notes if line > at)])
+            file = max((file for file in self.files.values() if file.first <= at), key=lambda file: file.first)
+            lines = file.read(at, stop - at)
+            if not lines:
+                break
+            found += lines
+        return found
 
     def read(self, first: int, limits: Limits, rank_bytes: int) -> list[tuple[int, list[str]]]:
         """Return the newest lines from a number on, as runs of consecutive ones, oldest first."""
@@ -143,6 +189,10 @@ class _RankLog:
         first = self.terminal.first
         self._keep(first, self.terminal.feed(data))
         self.changed = min(self.changed, self.terminal.changed)
+        self.offset += len(data)
+        newline = data.rfind(b"\n")
+        if newline >= 0 and self.terminal.is_at_end:
+            self.file.mark(self.terminal.last, self.offset - (len(data) - newline - 1))
 
     def _keep(self, first: int, lines: list[str]) -> None:
         if not lines:
@@ -171,8 +221,10 @@ class _RankLog:
             end = self.pending.find(b"\r", cut) + 1 or cut
         lines = self.pending.count(b"\n", 0, end)
         del self.pending[:end]
+        self.offset += end
         if lines:
             self.restart(lines)
+            self.file.mark(self.terminal.first, self.offset, is_needed=True)
 
 
 def _size_text(n: int) -> str:
@@ -180,9 +232,10 @@ def _size_text(n: int) -> str:
 
 
 class RunLogs:
-    """The output of a run's ranks, as far as the kernel keeps it."""
+    """The output of a run's ranks. `path_of` gives the log file of a rank by attempt and rank; by default there are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, path_of: Callable[[int, int], Path] = lambda _attempt, _rank: Path(os.devnull)) -> None:
+        self._path_of = path_of
         self._lock = threading.Lock()
         self._ranks: dict[int, _RankLog] = {}
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
@@ -193,21 +246,62 @@ class RunLogs:
         A new attempt begins with a note; what still comes of an old one is left to its file.
         """
         with self._lock:
-            log = self._ranks.get(rank)
-            if log is None:
-                log = self._ranks[rank] = _RankLog(attempt)
-                if attempt:
-                    log.restart(note=f"attempt {attempt + 1}")
-            elif attempt < log.attempt:
+            log = self._log(attempt, rank)
+            if attempt < log.attempt:
                 return
-            elif attempt > log.attempt:
-                log.attempt = attempt
-                log.settle()
-                log.restart(note=f"attempt {attempt + 1}")
             if missed:
-                log.settle()
-                log.restart(note=f"… {_size_text(missed)} not shown; the log file has them")
+                log.miss(missed)
             log.feed(data)
+
+    def take_file(self, attempt: int, rank: int) -> None:
+        """Take what the file of an attempt that is over holds: its end at once, the rest when somebody asks."""
+        path = self._path_of(attempt, rank)
+        try:
+            with path.open("rb") as file:
+                skipped = max(0, path.stat().st_size - TAIL_BYTES)
+                if skipped:  # up to the end of a line
+                    file.seek(skipped)
+                    skipped += len(file.readline(TAIL_BYTES))
+                file.seek(skipped)
+                tail = file.read()
+        except OSError:  # it was never begun, or is gone
+            return
+        self.feed(attempt, rank, tail, missed=skipped)
+
+    def _log(self, attempt: int, rank: int) -> _RankLog:
+        """Return the log of a rank, in this attempt if that is a newer one."""
+        log = self._ranks.get(rank)
+        if log is None:
+            file = LogFile(self._path_of(attempt, rank), 0)
+            log = self._ranks[rank] = _RankLog(attempt, file, {attempt: file})
+            if attempt:
+                log.begin(attempt, file.path)
+        elif attempt > log.attempt:
+            log.begin(attempt, self._path_of(attempt, rank))
+        return log
+
+    def attempts(self) -> dict[int, dict[int, int]]:
+        """Return the number of the first line of each attempt, by attempt and rank."""
+        with self._lock:
+            found: dict[int, dict[int, int]] = {}
+            for rank, log in self._ranks.items():
+                for attempt, file in log.files.items():
+                    found.setdefault(attempt, {})[rank] = file.first
+            return found
+
+    def read_back(self, rank: int, first: int, n: int) -> list[str]:
+        """Return lines of a rank from a number on, at most `n`, read from its files; fewer where these cannot be read."""
+        with self._lock:
+            log = self._ranks.get(rank)
+            return log.read_back(first, n) if log is not None else []
+
+    def search(self, text: str, ranks: Iterable[int], *, goes_on: Callable[[], bool] = lambda: True) -> Iterator[tuple[int, Hit]]:
+        """Yield rank and line of all that the files of these ranks hold of a text, attempt by attempt. May take long: use a thread."""
+        with self._lock:
+            files = [(rank, file.copy()) for rank in ranks if rank in self._ranks for file in self._ranks[rank].files.values()]
+        for rank, file in files:
+            for hit in file.search(text, goes_on=goes_on):
+                yield rank, hit
 
     def cursor(self) -> Cursor:
         """Return a cursor for a view that has read nothing yet."""

@@ -232,7 +232,7 @@ def stop_ladder(ranks: Sequence[Stoppable], wait: Wait, *, ask: bool, grace_s: f
     wait(lambda: not alive(), KILL_WAIT_S)
 
 
-def _unheard(ranks: Sequence[Stoppable]) -> Sequence[Stoppable]:
+def _unheard(ranks: Sequence[Stoppable]) -> list[Stoppable]:
     return [rank for rank in ranks if not rank.has_acknowledged and not rank.has_exited]
 
 

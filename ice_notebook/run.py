@@ -32,7 +32,7 @@ class Run:
 
     def __init__(self, plan: p.Plan, folder: RunFolder) -> None:
         self.plan = plan
-        self.logs = RunLogs()
+        self.logs = RunLogs(folder.output_log)
         self._folder = folder
         self._state = RunState()
         self._changed = threading.Condition()
@@ -170,8 +170,9 @@ class Run:
         run = cls(plan, found)
         run._state = replay(events)
         run._is_done = True
-        for rank in run._state.ranks:
-            run.logs.feed(run._state.attempts[-1].number, rank, run.output(rank).encode())
+        for attempt in run._state.attempts:
+            for rank in attempt.ranks:
+                run.logs.take_file(attempt.number, rank)
         return run
 
     def subscribe(self, view: View) -> None:

@@ -208,6 +208,16 @@ class Terminal:
         """Return whether the last line has not begun."""
         return self._rows[-1] == ""
 
+    @property
+    def last(self) -> int:
+        """Return the number of the last line, also when it has not begun."""
+        return self.first + len(self._rows) - 1
+
+    @property
+    def is_at_end(self) -> bool:
+        """Return whether another terminal could go on from the beginning of the last line: nothing above it can change what is drawn."""
+        return self._y == len(self._rows) - 1 and self._style == Style() and not self._rest
+
     def live(self) -> list[str]:
         """Return the lines from `first` to `end`."""
         return [_text(row) for row in self._rows[: self.end - self.first]]
