@@ -6,10 +6,15 @@ All is read from the environment at the time of asking, so that a DataLoader wor
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ice_notebook.progress import Progress, eager_progress
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 RUN_ID = "ICE_NOTEBOOK_RUN_ID"  # set in every rank, and in what it starts
 ASSIGNED_DEVICE = "ICE_NOTEBOOK_ASSIGNED_DEVICE"
@@ -111,6 +116,16 @@ class Context:
     def eager_mode(self) -> bool:
         """Return whether this is no rank, but a process of its own that answers as rank 0 of 1."""
         return False
+
+    def progress(self, iterable: Iterable[T], desc: str | None = None, total: int | None = None) -> Iterable[T]:
+        """Return the iterable, counting: the run's panel shows how far each rank's loop is. Outside of a rank it is a bar of tqdm's.
+
+        Args:
+            iterable: what the loop is over; `len()` works as it does there.
+            desc: what is counted, shown beside the bar: `epoch 3`.
+            total: how many there will be, where the iterable does not say.
+        """
+        return eager_progress(iterable, desc, total)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Wherever a launcher arrives, it is the one of that place.
@@ -218,6 +233,13 @@ class RankContext(Context):
     def dist_backend(self) -> str:
         """Return the backend of the default process group: nccl, gloo or mpi."""
         return os.environ[DIST_BACKEND]
+
+    def progress(self, iterable: Iterable[T], desc: str | None = None, total: int | None = None) -> Iterable[T]:
+        """Return the iterable, counting: the run's panel shows how far this rank's loop is, told at most ten times a second.
+
+        Loops inside each other are shown together. Other threads and processes of the rank count for themselves, and tell nobody.
+        """
+        return Progress(iterable, desc, total)
 
     def __repr__(self) -> str:
         return f"<launcher: rank {self.rank} of {self.world_size} on {self.devices[self.local_rank]}>"

@@ -65,6 +65,9 @@ class Followed(Protocol):
     def take_event(self, event: Any) -> None:
         """Change by an event."""
 
+    def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
+        """Take note of how far a rank's loops are."""
+
     def end(self) -> None:
         """Take note that the run is over and nothing of it is left."""
 
@@ -162,6 +165,8 @@ class Follower(threading.Thread):
     def _take_frame(self, frame: Frame) -> None:
         if frame.kind == "output":
             self._run.logs.feed(frame.fields["attempt"], frame.fields["rank"], frame.body, frame.fields["missed"])
+        elif frame.kind == "progress":
+            self._run.take_progress(frame.fields["attempt"], frame.fields["rank"], frame.fields["bars"])
         elif frame.kind == "event":
             self._run.take_event(p.decode_event(frame.body))
         elif frame.kind == "stopping":

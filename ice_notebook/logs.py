@@ -235,7 +235,7 @@ class RunLogs:
     """The output of a run's ranks. `path_of` gives the log file of a rank by attempt and rank; by default there are none."""
 
     def __init__(self, path_of: Callable[[int, int], Path] = lambda _attempt, _rank: Path(os.devnull)) -> None:
-        self._path_of = path_of
+        self.path_of = path_of
         self._lock = threading.Lock()
         self._ranks: dict[int, _RankLog] = {}
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
@@ -255,7 +255,7 @@ class RunLogs:
 
     def take_file(self, attempt: int, rank: int) -> None:
         """Take what the file of an attempt that is over holds: its end at once, the rest when somebody asks."""
-        path = self._path_of(attempt, rank)
+        path = self.path_of(attempt, rank)
         try:
             with path.open("rb") as file:
                 skipped = max(0, path.stat().st_size - TAIL_BYTES)
@@ -272,12 +272,12 @@ class RunLogs:
         """Return the log of a rank, in this attempt if that is a newer one."""
         log = self._ranks.get(rank)
         if log is None:
-            file = LogFile(self._path_of(attempt, rank), 0)
+            file = LogFile(self.path_of(attempt, rank), 0)
             log = self._ranks[rank] = _RankLog(attempt, file, {attempt: file})
             if attempt:
                 log.begin(attempt, file.path)
         elif attempt > log.attempt:
-            log.begin(attempt, self._path_of(attempt, rank))
+            log.begin(attempt, self.path_of(attempt, rank))
         return log
 
     def attempts(self) -> dict[int, dict[int, int]]:

@@ -39,6 +39,7 @@ class Run:
         self._is_done = False
         self._follower: Follower | None = None
         self._values = Values(folder)
+        self._progress: dict[int, tuple[int, list[Any]]] = {}  # attempt and bars by rank
         lock = folder.lock()
         if lock is not None:
             weakref.finalize(self, lock.close)
@@ -196,6 +197,17 @@ class Run:
         with self._changed:
             self._state = self._state.apply(event)
             self._changed.notify_all()
+
+    def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
+        """Take note of how far a rank's loops are: called by the run's thread."""
+        self._progress[rank] = attempt, bars
+
+    @property
+    def progress(self) -> Mapping[int, list[Any]]:
+        """Return how far the loops of each rank are that `launcher.progress` counts: [what, done, of how many or None], outermost first."""
+        attempt = self._state.attempt
+        number = attempt.number if attempt is not None else -1
+        return {rank: bars for rank, (of, bars) in sorted(self._progress.items()) if of == number and bars}
 
     def end(self) -> None:
         """Take note that the run is over and nothing of it is left: called by the run's thread."""

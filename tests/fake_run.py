@@ -68,6 +68,7 @@ def returned(values: Iterable[p.Value], attempt: int = 0, at: float = 1041.0) ->
 
 FAILURE = p.Failure(
     kind="raised",
+    at=1041.0,
     headline="ZeroDivisionError: division by zero",
     type_name="ZeroDivisionError",
     exit_code=1,
@@ -117,6 +118,7 @@ class FakeRun:
         self.script = list(script)
         self.plan = plan or make_plan()
         self.state = RunState()
+        self.progress: dict[int, list[Any]] = {}
         self.logs = RunLogs()
         self.folder = Path(tempfile.gettempdir()) / "ice_notebook" / "20260721-0930-k3v9"
         self.calls: list[tuple[str, float]] = []

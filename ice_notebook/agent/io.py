@@ -244,6 +244,8 @@ class AgentIO(threading.Thread):
             for stream in rank.streams:
                 stream.release()
             self.record(p.RankRunning(at=at, attempt=attempt, rank=number))
+        elif frame.kind == "progress":
+            self.outbox.post_progress(attempt, number, frame.fields["bars"])
         elif frame.kind == "loaded":
             rank.has_loaded = True
             self._drop_payload()

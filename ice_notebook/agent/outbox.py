@@ -30,6 +30,7 @@ class Outbox(threading.Thread):
         self._changed = threading.Condition()
         self._output_bytes = 0
         self._missed: dict[tuple[int, int], int] = {}
+        self._progress: dict[tuple[int, int], _Message] = {}  # the last that was queued of each rank
         self._is_gone = False
 
     def post(self, kind: str, body: bytes = b"", **fields: Any) -> None:
@@ -53,6 +54,18 @@ class Outbox(threading.Thread):
                 last.body += output
                 return
             self._queue.append(_Message("output", bytearray(output), fields))
+            self._changed.notify()
+
+    def post_progress(self, attempt: int, rank: int, bars: Any) -> None:
+        """Queue how far a rank is; what is still queued of it is replaced."""
+        source = attempt, rank
+        with self._changed:
+            last = self._progress.get(source)
+            if last is not None and last.kind:
+                last.fields["bars"] = bars
+                return
+            self._progress[source] = _Message("progress", bytearray(), {"attempt": attempt, "rank": rank, "bars": bars})
+            self._queue.append(self._progress[source])
             self._changed.notify()
 
     def drain(self, timeout_s: float) -> None:

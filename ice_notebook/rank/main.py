@@ -25,6 +25,7 @@ import msgspec
 
 from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
+from ice_notebook.progress import reporter
 from ice_notebook.rank import guards
 
 _EXIT_FAILED = 1
@@ -115,6 +116,7 @@ class Rank:
         use_device(go.device)
         task = pickles.load(Path(go.payload), device=go.device)
         self._channel.send("loaded")
+        reporter.open(lambda bars: self._tell("progress", bars=bars))
         group = ProcessGroup()
         group.give_way()
         if go.dist_init:

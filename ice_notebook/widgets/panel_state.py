@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ice_notebook.protocol import Failure, Plan
-from ice_notebook.state import Attempt, Phase, RankState, RunState
+from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
 VALUE_CHARACTERS = 4_000
 VALUES_CHARACTERS = 200_000  # of all ranks together: the snapshot is sent anew at each change, and may be saved in the notebook
@@ -29,17 +30,19 @@ def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
         "is_final": state.phase.is_final,
         "began_at": state.began_at,
         "ended_at": state.ended_at,
-        "attempt": len(state.attempts),
+        "attempts": [attempt.number for attempt in state.attempts],
         "restarts": state.restarts,
         "max_restarts": plan.max_restarts,
         "grace": plan.grace,
         "folder": str(folder),
+        "home": os.path.expanduser("~"),
         "banner": banner(plan, state),
         "ranks": shown,
         "results": _results(ranks),
         "failures": [
-            _failure(rank, failure, ranks[rank], is_root=i == 0) for i, (rank, failure) in enumerate(state.failures.items())
+            _failure(rank, failure, ranks[rank], state, is_root=i == 0) for i, (rank, failure) in enumerate(state.failures.items())
         ],
+        "ended_with_it": [rank for rank in sorted(ranks) if state.failures and ranks[rank].phase is RankPhase.STOPPED],
     }
 
 
@@ -55,11 +58,11 @@ def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
         how = "all ranks are being ended now" if state.stop_reason == "kill" else f"ranks have up to {plan.grace:g} s to finish"
         return {"kind": "stopping", "text": f"Stopping: {how}."}
     if state.phase is Phase.RESTARTING:
-        return {"kind": "restarting", "text": f"{_why(attempt)} All ranks are started again.".strip()}
+        return {"kind": "restarting", "text": f"{_sentence(_left(attempt))} All ranks are started again.".strip()}
     if before is not None and not state.phase.is_final:
-        return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}. {_why(before)} All ranks were started again."}
+        return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}: {_left(before)}. All ranks were started again."}
     if before is not None:
-        return {"kind": "restarted", "text": f"It took {len(state.attempts)} attempts. {_why(before)}".strip()}
+        return {"kind": "restarted", "text": f"It took {len(state.attempts)} attempts. {_sentence(_left(before))}".strip()}
     return None
 
 
@@ -78,6 +81,27 @@ def _why(attempt: Attempt | None) -> str:
     if rank is None or rank.failure is None:
         return ""
     return _sentence(f"rank {rank.rank} ({rank.device}) failed: {rank.failure.headline}")
+
+
+def _left(attempt: Attempt | None) -> str:
+    """Say which rank left, after how long, and why."""
+    rank = None if attempt is None or attempt.root is None else attempt.ranks.get(attempt.root)
+    if attempt is None or rank is None or rank.failure is None:
+        return "the attempt before failed"
+    seconds = max(0.0, (attempt.failed_at or rank.failure.at) - attempt.began_at)
+    return f"rank {rank.rank} ({rank.device}) left after {format_duration(seconds)}: {rank.failure.headline.rstrip('.')}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time as people say it: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _sentence(text: str) -> str:
@@ -125,12 +149,15 @@ def _results(ranks: Mapping[int, RankState]) -> list[dict[str, Any]]:
     return results
 
 
-def _failure(rank: int, failure: Failure, state: RankState, *, is_root: bool) -> dict[str, Any]:
+def _failure(rank: int, failure: Failure, state: RankState, run: RunState, *, is_root: bool) -> dict[str, Any]:
+    attempt = run.attempt
     found: dict[str, Any] = {
         "rank": rank,
         "device": state.device,
         "headline": failure.headline,
         "exit": _exit_text(failure.exit_code if failure.exit_code is not None else state.exit_code),
+        "at": failure.at,
+        "after_s": max(0.0, failure.at - attempt.began_at) if attempt is not None else 0.0,
         "is_communication": failure.is_communication,
     }
     if is_root:

