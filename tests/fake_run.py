@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import tempfile
 import threading
@@ -105,21 +106,28 @@ def failed(
 
 
 class FakeRun:
-    """Plays `script`: events, output as `out()` gives it, and numbers, which are seconds to wait. `real_time` replaces the events' times.
+    """Plays `script`: events, output as `out()` gives it, bars by rank, and numbers, which are seconds to wait. `real_time` replaces the events' times.
 
-    Without a thread (`start=False`) `play()` does all of it at once and tells nobody; a test then calls `update()` of the view itself.
+    With `keeps_files` its output is in log files as well, as that of a real run. Without a thread (`start=False`) `play()` does all of it at once and tells nobody; a test then calls `update()` of the view itself.
     """
 
     id = "fake"
 
     def __init__(
-        self, script: Iterable[Any] = (), *, plan: p.Plan | None = None, start: bool = False, grace_s: float = 0.3
+        self,
+        script: Iterable[Any] = (),
+        *,
+        plan: p.Plan | None = None,
+        start: bool = False,
+        grace_s: float = 0.3,
+        keeps_files: bool = False,
     ) -> None:
         self.script = list(script)
         self.plan = plan or make_plan()
         self.state = RunState()
         self.progress: dict[int, list[Any]] = {}
-        self.logs = RunLogs()
+        self._files = Path(tempfile.mkdtemp(prefix="ice-fake-")) if keeps_files else None
+        self.logs = RunLogs(self.log_file)
         self.folder = Path(tempfile.gettempdir()) / "ice_notebook" / "20260721-0930-k3v9"
         self.calls: list[tuple[str, float]] = []
         self.views: list[Any] = []
@@ -129,6 +137,9 @@ class FakeRun:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         if start:
             self.start()
+
+    def log_file(self, attempt: int, rank: int) -> Path:
+        return self._files / f"{attempt}.{rank}" if self._files is not None else Path(os.devnull)
 
     def start(self) -> FakeRun:
         self._thread.start()
@@ -171,7 +182,13 @@ class FakeRun:
 
     def _take(self, item: Any) -> None:
         if isinstance(item, tuple):
-            self.logs.feed(*item)
+            attempt, rank, data = item
+            if self._files is not None:
+                with self.log_file(attempt, rank).open("ab") as file:
+                    file.write(data)
+            self.logs.feed(attempt, rank, data)
+        elif isinstance(item, dict):
+            self.progress = item
         elif isinstance(item, str):
             self._stop(item)
         elif not isinstance(item, int | float):

@@ -846,7 +846,10 @@ class View {
         this.at = -1;
         redraw({ query: this.search.value });
       },
-      onkeydown: (/** @type {KeyboardEvent} */ event) => event.key === 'Enter' && this.step(event.shiftKey ? -1 : 1),
+      // No value is returned: `false` would undo the key.
+      onkeydown: (/** @type {KeyboardEvent} */ event) => {
+        if (event.key === 'Enter') this.step(event.shiftKey ? -1 : 1);
+      },
     });
     this.hits = button('ice-hits', '', 'Next hit', () => this.step(1));
     this.files = button('ice-files', 'whole files', 'Search the whole log files', () => this.searchFiles());
