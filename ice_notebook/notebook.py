@@ -8,7 +8,7 @@ from __future__ import annotations
 import linecache
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -35,6 +35,21 @@ def display(shown: object) -> None:
     from IPython.display import display as show  # noqa: PLC0415
 
     show(shown)
+
+
+def current_cell() -> str:
+    """Return what tells this execution of a cell from every other; nothing outside a kernel."""
+    parent: dict[str, Any] = getattr(current_shell(), "get_parent", dict)() or {}
+    return str(parent.get("header", {}).get("msg_id", ""))
+
+
+def display_before(kind: type, show: Callable[[Any], None]) -> None:
+    """Have `show` called whenever an object of a type is about to be displayed, as a cell's value or otherwise."""
+
+    def bundle(shown: Any, include: object = None, exclude: object = None) -> None:  # noqa: ARG001 - IPython's signature
+        show(shown)  # nothing is returned: the object's own forms follow
+
+    current_shell().display_formatter.mimebundle_formatter.for_type(kind, bundle)
 
 
 def cell_label(file_name: str) -> str:

@@ -33,6 +33,7 @@ class Run:
     def __init__(self, plan: p.Plan, folder: RunFolder) -> None:
         self.plan = plan
         self.logs = RunLogs(folder.output_log)
+        self.panel: Any = None  # the widget that shows it, where there is a page; whoever displays the run displays that as well
         self._folder = folder
         self._state = RunState()
         self._changed = threading.Condition()

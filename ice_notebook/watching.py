@@ -43,9 +43,19 @@ def open_view(run: Run, ui: str, *, waits: bool) -> Any:
         from ice_notebook.widgets.run_panel import RunPanel  # noqa: PLC0415
 
         view = RunPanel(run, cell_waits=waits)
-        notebook.display(view)
+        run.panel = view
+        notebook.display_before(Run, show_panel)
+        show_panel(run)
     run.subscribe(view)
     return view
+
+
+def show_panel(run: Run) -> None:
+    """Display the panel of a run that has one, unless this cell shows it already. Its views in all cells are the same panel."""
+    cell = notebook.current_cell()
+    if run.panel is not None and cell not in run.panel.cells:
+        run.panel.cells.add(cell)
+        notebook.display(run.panel)
 
 
 def watch(run: Run, view: Any) -> None:

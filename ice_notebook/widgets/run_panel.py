@@ -74,7 +74,7 @@ class RunPanel(anywidget.AnyWidget):
     waits for this run: only then may a page that gets no answer interrupt the kernel, which ends a waiting cell's run and would otherwise
     hit a cell that has nothing to do with it.
 
-    `stop_pressed_at` is the `time.monotonic()` of the last press that was taken up, None before.
+    `stop_pressed_at` is the `time.monotonic()` of the last press that was taken up, None before. `cells` are those that show the panel.
     """
 
     _esm = lean_module(HERE / "run_panel.js")
@@ -84,6 +84,7 @@ class RunPanel(anywidget.AnyWidget):
 
     def __init__(self, run: PanelRun, *, cell_waits: bool = True) -> None:
         self.stop_pressed_at: float | None = None
+        self.cells: set[str] = set()
         self._echoes = 0  # interrupts that presses may still cause
         self._run: PanelRun | None = run
         self._plan = run.plan
