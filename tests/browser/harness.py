@@ -1,4 +1,4 @@
-"""JupyterLab in a real browser: a server of its own, a page for each notebook, and what a person would do there.
+"""JupyterLab and Notebook 7 in a real browser: a server of its own, a page for each notebook, and what a person would do there.
 
     with JupyterLab() as lab, Browser() as browser:
         page = browser.open(lab, lab.notebook(["print('hi')"]))
@@ -6,14 +6,18 @@
         page.wait_output(0, "hi")
 
 Nothing is shared with the user's own Jupyter: every folder is a temporary one. `page.errors` holds what went wrong in the page,
-`page.foreign` every request that left the server.
+`page.foreign` every request that left the server, `page.interrupts` those that asked the server to interrupt a kernel.
+
+A server knows the kernel of this environment, `python3`, and one for each folder of older packages: see `overlays`.
 """
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -27,7 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import nbformat.sign
 from playwright.sync_api import Locator, Page, Request, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import overlays
 
 REPOSITORY = Path(__file__).parents[2]
 CHROMIUM_ARGUMENTS = [
@@ -46,18 +55,39 @@ SETTINGS = {
 }
 START_S = 60.0
 WAIT_S = 30.0  # a hang limit, not a measure
+# What a played run in a cell needs, see `fake_run`.
+SETUP = """
+%load_ext ice_notebook
+from fake_run import *
+from IPython.display import display
+from ice_notebook.widgets.run_panel import RunPanel
+
+played = []
+
+def show(*script, n=2, waits=True, **how):
+    run = FakeRun(script, **how)
+    panel = RunPanel(run, cell_waits=waits)
+    display(panel)
+    run.subscribe(panel)
+    run.panel = panel
+    played.append(run)
+    return run.start()
+
+def clear_desk():
+    import ipywidgets
+    for one in played:
+        one.kill()
+    if all(one.ended.wait(10) for one in played):
+        played.clear()
+    ipywidgets.Widget.close_all()
+    return not played
+"""
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-def find_chromium() -> str:
-    """Return the browser's path.
-
-    Raises:
-        RuntimeError: there is none; these tests are about a real page and are not skipped.
-    """
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if path := shutil.which(name):
-            return path
-    raise RuntimeError("The browser tests need Chromium, and none is on PATH. On Debian: apt-get install chromium.")
+def find_chromium() -> str | None:
+    """Return the browser's path, None where there is none."""
+    return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
 
 
 def _free_port() -> int:
@@ -67,11 +97,15 @@ def _free_port() -> int:
         return port
 
 
-class JupyterLab:
-    """A JupyterLab server with folders of its own. `environment` is added to its kernels'; `settings` are the user's, by plugin."""
+class Jupyter:
+    """A server with folders of its own. `environment` is added to its kernels'; `settings` are the user's, by plugin."""
+
+    module = ""  # what `python -m` starts
+    application = ""  # the class that is configured
+    own_errors: tuple[str, ...] = ()  # of the front end itself, while it starts
 
     def __init__(self, *, environment: dict[str, str] | None = None, settings: dict[str, Any] | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ice-lab-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="ice-jupyter-"))
         self.root = self.folder / "notebooks"
         self.token = secrets.token_hex(16)
         self.url = ""
@@ -80,12 +114,20 @@ class JupyterLab:
         self._names = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> JupyterLab:
+    def address(self, name: str) -> str:
+        """Return the page of a notebook."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
         self.root.mkdir()
         for plugin, settings in self._settings.items():
             file = self.folder / "settings" / f"{plugin}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(settings))
+        for name, packages in overlays.kernels().items():
+            file = self.folder / "data_dir" / "kernels" / name / "kernel.json"
+            file.parent.mkdir(parents=True)
+            file.write_text(json.dumps(self._kernel_spec(name, packages)))
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         arguments = [
@@ -96,12 +138,12 @@ class JupyterLab:
             f"--IdentityProvider.token={self.token}",
             f"--ServerApp.root_dir={self.root}",
             "--ServerApp.allow_root=True",
-            "--LabApp.expose_app_in_browser=True",
+            f"--{self.application}.expose_app_in_browser=True",
         ]
         with open(self.folder / "server.log", "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterlab", *arguments],
-                env=self._variables(),
+                [sys.executable, "-m", self.module, *arguments],
+                env=self.variables(),
                 cwd=self.root,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -115,7 +157,7 @@ class JupyterLab:
                 if self._process.poll() is not None or time.monotonic() > deadline:
                     log_text = self.log
                     self.__exit__()
-                    raise RuntimeError(f"JupyterLab did not start:\n{log_text[-3000:]}") from None
+                    raise RuntimeError(f"{self.module} did not start:\n{log_text[-3000:]}") from None
                 time.sleep(0.1)
             else:
                 return self
@@ -131,7 +173,8 @@ class JupyterLab:
                 process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _variables(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
+        """Return the environment of the server and of its kernels."""
         variables = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON"))}
         for name in ("CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"):
             variables[f"JUPYTER_{name}"] = str(self.folder / name.lower())
@@ -140,10 +183,22 @@ class JupyterLab:
         variables["IPYTHONDIR"] = str(self.folder / "ipython")
         variables["XDG_CACHE_HOME"] = str(self.folder / "cache")
         variables["JUPYTER_PLATFORM_DIRS"] = "1"
-        # Kernels find this working tree and the tests' fakes; the environment's own interpreter comes first.
-        variables["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+        variables["PYTHONPATH"] = self._python_path()
         variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', '')}"
         return {**variables, **self._environment}
+
+    def _python_path(self, *first: Path) -> str:
+        """Kernels find this working tree and the tests' fakes; the environment's own interpreter comes first."""
+        return os.pathsep.join(map(str, [*first, REPOSITORY, REPOSITORY / "tests"]))
+
+    def _kernel_spec(self, name: str, packages: Path) -> dict[str, Any]:
+        return {
+            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": name,
+            "language": "python",
+            # A kernel of another name than the environment's own, which would win over it under the same name.
+            "env": {"PYTHONPATH": self._python_path(packages)},
+        }
 
     @property
     def log(self) -> str:
@@ -158,12 +213,12 @@ class JupyterLab:
             text = answer.read()
         return json.loads(text) if text else None
 
-    def notebook(self, cells: list[str], name: str = "") -> str:
+    def notebook(self, cells: list[str], name: str = "", kernel: str = "python3") -> str:
         """Write a notebook of code cells and return its name."""
         name = name or f"test_{next(self._names)}.ipynb"
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        metadata = {"kernelspec": {"name": kernel, "display_name": kernel, "language": "python"}}
         nbformat.write(
-            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel), self.root / name
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=metadata), self.root / name
         )
         return name
 
@@ -171,10 +226,37 @@ class JupyterLab:
         """Return a notebook as it was saved."""
         return nbformat.read(self.root / name, as_version=4)
 
-    def end_kernels(self) -> None:
-        """End all kernels and sessions."""
+    def sign(self, notebook: Any) -> None:
+        """Mark a notebook as one that this server's user has run."""
+        nbformat.sign.NotebookNotary(data_dir=str(self.folder / "data_dir")).sign(notebook)
+
+    def end_kernels(self, name: str | None = None) -> None:
+        """End all kernels and sessions, or those of one notebook."""
         for session in self.request("/api/sessions"):
-            self.request(f"/api/sessions/{session['id']}", "DELETE")
+            if name is None or session["path"] == name:
+                self.request(f"/api/sessions/{session['id']}", "DELETE")
+
+
+class JupyterLab(Jupyter):
+    """A JupyterLab server."""
+
+    module = "jupyterlab"
+    application = "LabApp"
+
+    def address(self, name: str) -> str:
+        # Each tab has a workspace of its own: two of the same name would reset each other.
+        return f"{self.url}/lab/workspaces/test-{secrets.token_hex(4)}/tree/{name}?token={self.token}"
+
+
+class Notebook7(Jupyter):
+    """A server of Jupyter Notebook 7."""
+
+    module = "notebook"
+    application = "JupyterNotebookApp"
+    own_errors = ("Cannot read properties of undefined (reading 'schema')",)  # 7.6.5, of a setting that only JupyterLab has
+
+    def address(self, name: str) -> str:
+        return f"{self.url}/notebooks/{name}?token={self.token}"
 
 
 class Browser:
@@ -186,6 +268,8 @@ class Browser:
 
     def __enter__(self) -> Browser:
         path = find_chromium()
+        if path is None:
+            raise RuntimeError("Chromium is needed, and none is on PATH. On Debian: apt-get install chromium.")
         self._playwright = sync_playwright().start()
         self._context = self._playwright.chromium.launch_persistent_context(
             self._folder,
@@ -201,9 +285,9 @@ class Browser:
         self._playwright.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def open(self, lab: JupyterLab, name: str, *, wait_kernel: bool = True) -> NotebookPage:
+    def open(self, server: Jupyter, name: str, *, wait_kernel: bool = True) -> NotebookPage:
         """Open a notebook in a new tab. A kernel that is busy already cannot be waited for."""
-        page = NotebookPage(self._context.new_page(), lab, name)
+        page = NotebookPage(self._context.new_page(), server, name)
         page.goto(wait_kernel=wait_kernel)
         return page
 
@@ -213,19 +297,26 @@ class Browser:
 
 
 class NotebookPage:
-    """A notebook open in JupyterLab. Cells are counted from 0."""
+    """A notebook open in JupyterLab or Notebook 7. Cells are counted from 0."""
 
-    def __init__(self, page: Page, lab: JupyterLab, name: str) -> None:
-        self.page, self.lab, self.name = page, lab, name
+    def __init__(self, page: Page, server: Jupyter, name: str) -> None:
+        self.page, self.server, self.name = page, server, name
         self.console: list[str] = []
         self.errors: list[str] = []
         self.foreign: list[str] = []
         self.forbidden: list[str] = []
-        own = (lab.url, lab.url.replace("http", "ws", 1), "data:", "blob:", "about:")
+        self.interrupts: list[str] = []
         page.on("console", lambda message: self.console.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(own) else self.foreign.append(request.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)) if str(error) not in server.own_errors else None)
+        page.on("request", self._requested)
         page.on("requestfailed", self._failed)
+
+    def _requested(self, request: Request) -> None:
+        own = (self.server.url, self.server.url.replace("http", "ws", 1), "data:", "blob:", "about:")
+        if not request.url.startswith(own):
+            self.foreign.append(request.url)
+        if re.search(r"/api/kernels/[^/]+/interrupt$", request.url):
+            self.interrupts.append(request.url)
 
     def _failed(self, request: Request) -> None:
         # A request that the page's own policy forbids is announced, and never leaves the browser.
@@ -233,13 +324,16 @@ class NotebookPage:
             self.foreign.remove(request.url)
             self.forbidden.append(request.url)
 
+    @property
+    def console_errors(self) -> list[str]:
+        """Return what the page's console shows in red."""
+        return [line for line in self.console if line.startswith("error:")]
+
     def close(self) -> None:
         self.page.close()
 
     def goto(self, *, wait_kernel: bool = True) -> None:
-        # Each tab has a workspace of its own: two of the same name would reset each other.
-        workspace = f"test-{secrets.token_hex(4)}"
-        self.page.goto(f"{self.lab.url}/lab/workspaces/{workspace}/tree/{self.name}?token={self.lab.token}")
+        self.page.goto(self.server.address(self.name))
         self.wait_ready(wait_kernel=wait_kernel)
 
     def reload(self, *, wait_kernel: bool = False) -> None:
@@ -258,12 +352,30 @@ class NotebookPage:
             )
 
     def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
-        """Run a command of JupyterLab, and do not wait for it: a running cell would block."""
+        """Run a command of the front end, and do not wait for it: a running cell would block."""
         self.page.evaluate(
             "([name, arguments]) => { window.jupyterapp.commands.execute(name, arguments) }", [name, arguments or {}]
         )
 
     # ---- cells
+
+    def put_cells(self, *cells: str) -> None:
+        """Replace all cells by new ones."""
+        self.page.evaluate(
+            """(cells) => { const shared = window.jupyterapp.shell.currentWidget.content.model.sharedModel;
+            shared.transact(() => {
+                const n = shared.cells.length;
+                shared.insertCells(n, cells.map(source => ({ cell_type: 'code', source, metadata: {}, outputs: [], execution_count: null })));
+                shared.deleteCellRange(0, n);
+            }) }""",
+            list(cells),
+        )
+        self.page.wait_for_function(
+            """(cells) => { const found = window.jupyterapp.shell.currentWidget.content.widgets;
+            return found.length == cells.length && cells.every((cell, i) => found[i].model.sharedModel.getSource() == cell) }""",
+            arg=list(cells),
+            timeout=WAIT_S * 1000,
+        )
 
     def run_cell(self, i: int, *, wait: bool = True, timeout_s: float = WAIT_S) -> None:
         """Run one cell. With `wait`, until the kernel is idle again."""
@@ -278,6 +390,12 @@ class NotebookPage:
         )
         if wait:
             self.wait_idle(timeout_s)
+
+    def run_all(self, timeout_s: float = WAIT_S) -> None:
+        """Run all cells, until the kernel is idle again."""
+        n = self.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.widgets.length")
+        for i in range(n):
+            self.run_cell(i, timeout_s=timeout_s)
 
     def _executions(self, i: int) -> int | None:
         count: int | None = self.page.evaluate(
@@ -294,11 +412,34 @@ class NotebookPage:
             timeout=timeout_s * 1000,
         )
 
+    @property
+    def is_busy(self) -> bool:
+        """Return whether a cell runs."""
+        return any(self.is_running(i) for i in range(len(self.cells().split()[0])))
+
     def is_running(self, i: int) -> bool:
         state: bool = self.page.evaluate(
             "(i) => window.jupyterapp.shell.currentWidget.content.widgets[i].model.executionState == 'running'", i
         )
         return state
+
+    def execute(self, code: str, value: str = "None") -> Any:
+        """Run code that belongs to no cell in the page's kernel, and return the value of an expression, by its repr. Not while a cell runs."""
+        reply = self.page.evaluate(
+            """async ([code, value]) => {
+            const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+            const asked = { code, silent: false, store_history: false, user_expressions: { value } };
+            return (await kernel.requestExecute(asked).done).content }""",
+            [code, value],
+        )
+        found = reply.get("user_expressions", {}).get("value", {})
+        if reply["status"] != "ok" or found.get("status") != "ok":
+            raise RuntimeError(f"{reply.get('ename')}: {reply.get('evalue')} {found}")
+        return ast.literal_eval(found["data"]["text/plain"])
+
+    def value(self, expression: str) -> Any:
+        """Return the value of an expression in the page's kernel, by its repr."""
+        return self.execute("", expression)
 
     def cell(self, i: int) -> Locator:
         return self.page.locator(".jp-Notebook .jp-Cell").nth(i)
@@ -309,11 +450,15 @@ class NotebookPage:
 
     def outputs(self, i: int) -> list[str]:
         """Return the texts of a cell's outputs that can be seen."""
-        return [found.inner_text() for found in self.cell(i).locator(".jp-OutputArea-output").all() if found.is_visible()]
+        return [found.inner_text().strip() for found in self.cell(i).locator(".jp-OutputArea-output").all() if found.is_visible()]
 
-    def wait_output(self, i: int, text: str, timeout_s: float = WAIT_S) -> None:
+    def panel(self, i: int, n: int = 0) -> Panel:
+        """Return the run panel, or the one of this number, in a cell's output."""
+        return Panel(self.output(i).locator(".ice").nth(n))
+
+    def wait_output(self, i: int, text: str | re.Pattern[str], timeout_s: float = WAIT_S) -> None:
         """Wait until a cell's visible outputs contain a text."""
-        self.output(i).get_by_text(text).first.wait_for(timeout=timeout_s * 1000)
+        self.output(i).get_by_text(text).locator("visible=true").first.wait_for(timeout=timeout_s * 1000)
 
     def cells(self) -> str:
         """Return the cells' types and the notebook's mode, as `ccm command`: what a stray shortcut changes."""
@@ -358,7 +503,13 @@ class NotebookPage:
             assert box is not None
             assert size is not None
             self.page.set_viewport_size({"width": size["width"] + output_px - round(box["width"]), "height": size["height"]})
-            self.page.wait_for_timeout(200)
+            self.next_frames()
+
+    def next_frames(self) -> None:
+        """Wait until the page has been laid out and drawn anew."""
+        self.page.evaluate(
+            "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))"
+        )
 
     def screenshot(self, path: Path, i: int | None = None) -> None:
         """Take a picture of the page, or of one cell's output."""
@@ -366,13 +517,43 @@ class NotebookPage:
         (self.page if i is None else self.output(i)).screenshot(path=str(path))
 
 
-def wait_until(condition: Any, timeout_s: float = WAIT_S, page: NotebookPage | None = None) -> None:
-    """Wait until a condition holds. With a page, its events are handled meanwhile."""
+class Panel:
+    """A run panel in a page, by what a person sees of it. What its elements are called is known here and in tests of its looks."""
+
+    def __init__(self, root: Locator) -> None:
+        self.root = root
+
+    def wait_phase(self, word: str, timeout_s: float = WAIT_S) -> None:
+        """Wait until the panel says that the run is `running`, `stopped`…"""
+        self.root.locator(".ice-chip", has_text=re.compile(f"^{word}$", re.IGNORECASE)).first.wait_for(timeout=timeout_s * 1000)
+
+    def wait_text(self, text: str | re.Pattern[str], timeout_s: float = WAIT_S) -> None:
+        """Wait until the panel shows a text."""
+        self.root.get_by_text(text).locator("visible=true").first.wait_for(timeout=timeout_s * 1000)
+
+    @property
+    def stop(self) -> Locator:
+        """Return the button that stops, whatever it says just now."""
+        return self.root.get_by_role("button", name=re.compile("^(Stop|Kill)"))
+
+    def tab(self, name: str) -> Locator:
+        """Return a tab by the beginning of its name."""
+        return self.root.get_by_role("tab", name=re.compile(f"^({name})"))
+
+    @property
+    def is_live(self) -> bool:
+        """Return whether the panel counts as live, which hides the report."""
+        return bool(self.root.evaluate("(node) => node.matches('.ice-live') || !!node.querySelector('.ice-live')"))
+
+
+def wait_until(condition: Any, timeout_s: float = WAIT_S, page: NotebookPage | None = None) -> Any:
+    """Wait until a condition holds and return its value. With a page, its events are handled meanwhile."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (value := condition()):
         if time.monotonic() > deadline:
             raise TimeoutError(f"{condition} did not come true in {timeout_s} s")
         if page is not None:
             page.page.wait_for_timeout(50)
         else:
             time.sleep(0.05)
+    return value
