@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 REPORT_S = 0.1  # seconds between two reports of a loop; a panel is drawn no oftener
@@ -23,7 +23,7 @@ class Reporter:
     def __init__(self) -> None:
         self._tell: Callable[[tuple[Bar, ...]], None] | None = None
         self._pid = 0
-        self._loops: list[Progress[object]] = []
+        self._loops: list[Progress[Any]] = []
 
     @property
     def is_open(self) -> bool:
@@ -35,12 +35,12 @@ class Reporter:
         self._tell = tell
         self._pid = os.getpid()
 
-    def begin(self, loop: Progress[object]) -> None:
+    def begin(self, loop: Progress[Any]) -> None:
         """Take note of a loop inside those that run."""
         self._loops.append(loop)
         self.report()
 
-    def end(self, loop: Progress[object]) -> None:
+    def end(self, loop: Progress[Any]) -> None:
         """Take note that a loop is over. Its end stays to be seen until something else is told."""
         self.report()
         if loop in self._loops:

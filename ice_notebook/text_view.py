@@ -1,5 +1,8 @@
 """A run as lines of text, for terminals, scripts and `ui=text`: what the ranks print, each line with its rank, and what becomes of the run.
 
+In a terminal that somebody waits at, a foot below the lines says how the run stands and how far its ranks are, drawn over in place; progress
+bars stand there until they are done.
+
 Collecting and printing are apart. The run's thread collects; in a notebook only the thread that runs the cell may print, because what
 another one prints lands below whatever cell runs by then.
 """
@@ -9,10 +12,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
+from ice_notebook.foot import Foot
 from ice_notebook.logs import NOTE, Chunk, Limits, RunLogs
 from ice_notebook.protocol import Failure, Plan
 from ice_notebook.report import cause_of, failure_sentence, headline
@@ -26,6 +30,7 @@ SETTLE_S = 0.2  # a last line that stands this long is taken for whole: most are
 REDRAW_S = 1.0  # between two states of a progress bar
 EARLY_S = 0.001  # by which a wait may end too soon
 WAITING_LINES = 10_000  # that nobody has come to print
+FOOT_RANKS = 8
 
 
 class ViewedRun(Protocol):
@@ -42,6 +47,10 @@ class ViewedRun(Protocol):
     @property
     def logs(self) -> RunLogs:
         """Return the ranks' output."""
+
+    @property
+    def progress(self) -> Mapping[int, list[Any]]:
+        """Return the bars of the ranks' loops."""
 
 
 @dataclass
@@ -74,6 +83,8 @@ class TextView:
         self._prints = prints
         self._clock = clock
         self._has_colours = stream.isatty()
+        # Somebody who goes on typing would write into the foot.
+        self._foot = Foot(stream) if stream.isatty() and not prints else None
         self._collecting = threading.Lock()
         self._printing = threading.Lock()
         self._waiting: deque[str] = deque()
@@ -105,9 +116,12 @@ class TextView:
                 lines, hidden = list(self._waiting), self._unprinted
                 self._waiting.clear()
                 self._unprinted = 0
+                foot = self._foot_lines() if self._foot is not None else []
             if hidden:
                 lines.insert(0, _not_shown(hidden))
-            if lines and self._stream is not None:
+            if self._foot is not None:
+                self._foot.write(lines, foot)
+            elif lines and self._stream is not None:
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
 
@@ -189,6 +203,8 @@ class TextView:
             return None
         if number < rank.end - LIVE_LINES:
             return line.changed_at
+        if line.text.startswith(REDRAWN) and self._foot is not None:
+            return None  # it is in the foot
         if line.text.startswith(REDRAWN):
             return (line.seen_at if line.printed is None else line.printed_at) + REDRAW_S
         if number < rank.end - 1:
@@ -207,6 +223,39 @@ class TextView:
             if text.strip() or not line.text.startswith(REDRAWN):
                 yield self._coloured(text)
             line.printed, line.printed_at = line.text, now
+
+    def _foot_lines(self) -> list[str]:
+        """Return how the run stands, and how far the first ranks are that say so."""
+        plan, state = self._run.plan, self._run.state
+        if self._is_over:
+            return []
+        size = _world_size(plan, state)
+        facts = [
+            state.phase.value,
+            f"{size} rank{'s' * (size != 1)} on {plan.devices}",
+            _clock(time.time() - (state.began_at or time.time())),
+        ]
+        facts += [f"restarts {state.restarts}/{plan.max_restarts}"] * bool(plan.max_restarts)
+        width = len(str(size - 1))
+        progress = self._run.progress
+        bars = [
+            f"[{rank:>{width}}] {bar}"
+            for rank in range(size)
+            for bar in ([_bars_text(progress[rank])] if rank in progress else self._drawn_bars(rank))
+        ]
+        return [" · ".join(facts), *bars[:FOOT_RANKS]]
+
+    def _drawn_bars(self, number: int) -> list[str]:
+        """Return the bars at the end of what a rank has printed."""
+        rank = self._ranks.get(number)
+        bars: list[str] = []
+        for n in sorted(rank.lines, reverse=True) if rank is not None else ():
+            assert rank is not None
+            line = rank.lines[n]
+            if not line.text.startswith(REDRAWN) or line.printed is not None:
+                break
+            bars.insert(0, line.text.removeprefix(REDRAWN))
+        return [bar for bar in bars if bar.strip()]
 
     def _coloured(self, text: str) -> str:
         if not self._has_colours:
@@ -301,6 +350,17 @@ def _end_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
 
 def _failed(rank: int, failure: Failure) -> str:
     return f"rank {rank} failed: {failure_sentence(rank, failure).partition(': ')[2]}"
+
+
+def _bars_text(bars: Iterable[tuple[str, int, int | None]]) -> str:
+    """Return how far the loops of a rank are: `epoch: 1/3 · step: 120/500`."""
+    return " · ".join(f"{f'{what}: ' if what else ''}{n:,}{f'/{total:,}' if total else ''}" for what, n, total in bars)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(max(0, int(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def _not_shown(n: int) -> str:

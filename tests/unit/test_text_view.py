@@ -22,6 +22,7 @@ class FakeRun:
         self.plan = plan(world_size, **changes)
         self.history = History(world_size).begin()
         self.logs = RunLogs()
+        self.progress: dict[int, list[Any]] = {}
 
     @property
     def state(self) -> RunState:
@@ -373,3 +374,64 @@ def test_a_closed_terminal_does_not_end_the_run() -> None:
     screen.view.update()
     run.history.end()
     assert screen.view.update() is None
+
+
+# ---- a terminal that somebody waits at
+
+
+class TerminalStream(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a terminal of 60 columns shows of a run: `shows()` prints what is new and returns its lines."""
+    import pyte
+
+    run = FakeRun(max_restarts=1)
+    monkeypatch.setattr(text_view.time, "time", lambda: run.state.began_at + 41.0)
+    monkeypatch.setattr("ice_notebook.foot._WIDTH", 60)
+    stream = TerminalStream()
+    screen = Screen(run, stream, prints=False)
+
+    def shows(seconds: float = 0.3) -> list[str]:
+        screen.after(seconds)
+        screen.view.flush()
+        seen = pyte.Screen(60, 24)
+        pyte.Stream(seen).feed(stream.getvalue().replace("\n", "\r\n"))
+        return [line.rstrip() for line in seen.display if line.strip()]
+
+    run.shows = shows
+    run.stream = stream
+    return run
+
+
+def test_a_foot_says_how_the_run_stands_and_is_drawn_over(terminal: Any) -> None:
+    foot = "running · 2 ranks on cpu:0-1 · 0:41 · restarts 0/1"
+    terminal.says(0, "one\n")
+    first = terminal.shows()
+    assert first[-2:] == ["[0] one", foot], first
+    terminal.says(1, "two\n")
+    assert terminal.shows()[1:] == ["[0] one", "[1] two", foot]
+    before = len(terminal.stream.getvalue())
+    terminal.shows()
+    assert len(terminal.stream.getvalue()) == before, "nothing is written when nothing changed"
+
+
+def test_bars_stand_in_the_foot_until_they_are_done(terminal: Any) -> None:
+    terminal.progress = {1: [["epoch", 1, 3], ["step", 1200, None]]}
+    for step in range(3):
+        terminal.says(0, f"\r{step * 40}%|####")
+        shown = terminal.shows()
+        assert shown[-2:] == [f"[0] {step * 40}%|####", "[1] epoch: 1/3 · step: 1,200"]
+        assert len(shown) == 4
+    terminal.says(0, "\r100%|####\nsaved\n")
+    assert terminal.shows()[1:4] == ["[0] 100%|####", "[0] saved", "running · 2 ranks on cpu:0-1 · 0:41 · restarts 0/1"]
+
+
+def test_a_foot_never_wraps_and_is_gone_at_the_end(terminal: Any) -> None:
+    terminal.says(0, "\r" + "x" * 300)
+    assert [len(line) for line in terminal.shows()[-2:]] == [50, 59]
+    terminal.history.returns(0).returns(1).exits(0).exits(1).end()
+    assert terminal.shows()[-1] == "run: succeeded"
