@@ -356,13 +356,6 @@ class LaunchError(IceNotebookError, RuntimeError):
     """A run cannot be started here."""
 
     @classmethod
-    def no_room(cls, size_bytes: int, folder: object) -> LaunchError:
-        return cls(
-            f"What the function refers to has {format_size(size_bytes)}, and neither shared memory nor {str(folder)!r} has room for it."
-            " Free some, or give log_dir a folder with room."
-        )
-
-    @classmethod
     def folder(cls, path: object, error: OSError, *, is_users: bool) -> LaunchError:
         reason = error.strerror or str(error)
         if is_users:
