@@ -953,7 +953,12 @@ class View {
       const chip = this.chips.get(rank.rank) || this.addChip(rank.rank);
       const { last } = this.link.of(rank.rank);
       const bars = this.link.progress[rank.rank];
-      const { text, part } = bars ? describeBars(bars) : { text: plain(last), part: partOfLine(last) };
+      let { text, part } = describeBars(bars || []);
+      // Once all that was counted is done, what the rank has printed since says more.
+      if (last && (!bars || part >= 1)) {
+        text = plain(last);
+        if (partOfLine(last) >= 0) part = partOfLine(last);
+      }
       const isOn = this.chosen.ranks.includes(rank.rank);
       const phase = rank.phase + (rank.note ? ` · ${rank.note}` : '');
       set(chip.node, { className: `ice-rank ice-is-${rank.phase}`, ariaPressed: String(isOn) });
