@@ -17,6 +17,7 @@ from ice_notebook.machine import Gpu, Inventory, inventory
 __all__ = [
     "FORMS",
     "Devices",
+    "Free",
     "Gpu",
     "Inventory",
     "RankDevice",
@@ -30,6 +31,7 @@ __all__ = [
 
 KINDS = ("auto", "cpu", "cuda")
 EVERY = "*"
+FREE = "free"
 MOST_RANKS = 1024  # on one machine; a range such as 0-99999999 must not fill the memory before anybody can refuse it
 
 FORMS = (
@@ -40,6 +42,8 @@ FORMS = (
     ("cuda:1,3", "these GPUs, one rank each, in this order"),
     ("cuda:0-2,7", "a range includes both ends"),
     ("cuda:*", "every GPU that the notebook sees"),
+    ("cuda:free", "every GPU that nobody uses: no process on it but the notebook's own, and under 5 % of its memory used"),
+    ("cuda:free:2", "two of these; which ones is found when the launch begins"),
     ("auto:*", "every GPU, or every usable core when there is none"),
     ("cpu:0-3", "four ranks on the CPU, whatever the number of its cores"),
     ("cpu:*", "one rank for each core that the notebook may use"),
@@ -49,25 +53,44 @@ FORMS = (
 
 
 @dataclass(frozen=True)
+class Free:
+    """So many GPUs that nobody uses, or all of them. Which ones is found when the launch begins."""
+
+    count: int | None = None
+
+    def __str__(self) -> str:
+        return FREE if self.count is None else f"{FREE}:{self.count}"
+
+
+Entry = int | str | Free
+
+
+@dataclass(frozen=True)
 class Devices:
     """What was asked for: a kind alone (`entries` is None), or a list with one entry a rank."""
 
     kind: str  # auto | cpu | cuda
-    entries: tuple[int | str, ...] | None = None  # numbers, UUIDs, or EVERY alone
+    entries: tuple[Entry, ...] | None = None  # numbers, UUIDs, or EVERY or a Free alone
 
     @property
     def is_list(self) -> bool:
         """Return whether this says how many ranks there are."""
         return self.entries is not None
 
+    @property
+    def free(self) -> Free | None:
+        """Return what is asked of the GPUs that nobody uses; None when these devices are named."""
+        first = self.entries[0] if self.entries else None
+        return first if isinstance(first, Free) else None
+
     def __str__(self) -> str:
         """Return the text that `parse_devices` reads as these devices."""
         return self.kind if self.entries is None else f"{self.kind}:{format_entries(self.entries)}"
 
 
-def format_entries(entries: Sequence[int | str]) -> str:
+def format_entries(entries: Sequence[Entry]) -> str:
     """Return entries as text, with three or more numbers in a row as a range: `0-2,7`."""
-    runs: list[list[int | str]] = []
+    runs: list[list[Entry]] = []
     for entry in entries:
         last = runs[-1][-1] if runs else None
         if isinstance(entry, int) and isinstance(last, int) and entry == last + 1:
@@ -101,12 +124,14 @@ def parse_devices(text: str) -> Devices:
     entries = [entry for part in parts for entry in _parse_part(text, kind, part)]
     if EVERY in entries and len(entries) > 1:
         raise DeviceError.star_with_others(text)
+    if len(entries) > 1 and any(isinstance(entry, Free) for entry in entries):
+        raise DeviceError.free_with_others(text)
     if len(entries) > MOST_RANKS:
         raise DeviceError.too_many(f"devices={text!r}", MOST_RANKS)
     return Devices(kind, tuple(entries))
 
 
-def _parse_part(text: str, kind: str, part: str) -> Iterable[int | str]:
+def _parse_part(text: str, kind: str, part: str) -> Iterable[Entry]:
     prefix, colon, entry = part.partition(":")
     if part in KINDS or colon:  # a part may say the kind again, as the texts of torch devices do
         if prefix.strip() != kind:
@@ -114,6 +139,8 @@ def _parse_part(text: str, kind: str, part: str) -> Iterable[int | str]:
         part = entry.strip() if colon else "0"
     if part == EVERY:
         return [EVERY]
+    if free := re.fullmatch(rf"{FREE}(?::([1-9][0-9]{{0,8}}))?", part):
+        return [_parse_free(text, kind, free[1])]
     if re.fullmatch(r"(GPU|MIG)-[0-9A-Za-z/-]+", part):
         if kind != "cuda":
             raise DeviceError.uuid_of_kind(text, part)
@@ -127,6 +154,14 @@ def _parse_part(text: str, kind: str, part: str) -> Iterable[int | str]:
     if last - first >= MOST_RANKS:
         raise DeviceError.too_many(f"devices={text!r}", MOST_RANKS)
     return range(first, last + 1)
+
+
+def _parse_free(text: str, kind: str, count: str | None) -> Free:
+    if kind != "cuda":
+        raise DeviceError.free_of_kind(text)
+    if count and int(count) > MOST_RANKS:
+        raise DeviceError.too_many(f"devices={text!r}", MOST_RANKS)
+    return Free(int(count) if count else None)
 
 
 def _refuse_prefix(text: str, kind: str, prefix: str) -> None:
@@ -143,7 +178,7 @@ def convert_devices(value: Any) -> Devices:
     A text in the grammar, a list of GPU numbers or of texts, a `torch.device`, or an object with `devices`: a picker, a launcher.
 
     Raises:
-        DeviceError: the value is none of these.
+        DeviceError: the value is none of these, or a picker in which nothing is picked.
     """
     if isinstance(value, Devices):
         return value
@@ -156,6 +191,8 @@ def convert_devices(value: Any) -> Devices:
     if isinstance(value, int) and not isinstance(value, bool):
         raise DeviceError.number_alone(value)
     inner = getattr(value, "devices", None)
+    if inner == "":
+        raise DeviceError.nothing_picked(value)
     if (
         inner is None or inner is value or hasattr(inner, "devices")
     ):  # one level: a thing whose devices have devices is none of ours
@@ -255,9 +292,11 @@ def _numbers(devices: Devices, kind: str, inventory: Inventory, nproc_per_node: 
     n_here = len(inventory.visible) if kind == "cuda" else inventory.n_cores
     if devices.entries == (EVERY,):
         return tuple(range(n_here))
+    if devices.free is not None:
+        return _free_numbers(devices.free, devices, inventory)
     if devices.entries is not None:
         if kind == "cpu":
-            return tuple(int(entry) for entry in devices.entries)
+            return tuple(int(str(entry)) for entry in devices.entries)
         return tuple(_visible_number(entry, devices, inventory) for entry in devices.entries)
     count = nproc_per_node if isinstance(nproc_per_node, int) else n_here if nproc_per_node else 1
     if kind == "cuda" and count > n_here:
@@ -277,16 +316,26 @@ def _settle_count(devices: Devices, numbers: tuple[int, ...], nproc_per_node: in
     return tuple(numbers[rank % len(numbers)] for rank in range(nproc_per_node))
 
 
-def _visible_number(entry: int | str, devices: Devices, inventory: Inventory) -> int:
+def _free_numbers(asked: Free, devices: Devices, inventory: Inventory) -> tuple[int, ...]:
+    held = inventory.held or {}
+    free = tuple(number for number, gpu in enumerate(inventory.visible) if gpu.uuid not in held)
+    if len(free) < (asked.count or 1):
+        holders = [f"cuda:{n}: {held[gpu.uuid]}" for n, gpu in enumerate(inventory.visible) if gpu.uuid in held]
+        raise DeviceError.not_free(str(devices), len(free), len(inventory.visible), holders)
+    return free[: asked.count]
+
+
+def _visible_number(entry: Entry, devices: Devices, inventory: Inventory) -> int:
     if isinstance(entry, int):
         if entry >= len(inventory.visible):
             raise DeviceError.absent(str(devices), f"cuda:{entry}", _visible_text(inventory))
         return entry
-    found = [number for number, gpu in enumerate(inventory.visible) if gpu.uuid.startswith(entry)]
+    uuid = str(entry)
+    found = [number for number, gpu in enumerate(inventory.visible) if gpu.uuid.startswith(uuid)]
     if not found:
-        raise DeviceError.absent(str(devices), entry, _visible_text(inventory))
+        raise DeviceError.absent(str(devices), uuid, _visible_text(inventory))
     if len(found) > 1:
-        raise DeviceError.ambiguous(str(devices), entry, [f"cuda:{number}" for number in found])
+        raise DeviceError.ambiguous(str(devices), uuid, [f"cuda:{number}" for number in found])
     return found[0]
 
 
@@ -331,17 +380,23 @@ def complete(text: str, inventory: Inventory) -> list[str]:
         chosen = set(parse_devices(",".join(before)).entries or ())
     except DeviceError:
         return []
-    if EVERY in chosen:
+    if EVERY in chosen or any(isinstance(entry, Free) for entry in chosen):
         return []
     return [word for number in range(n_here) if number not in chosen and (word := str(number)).startswith(last)]
+
+
+def _words_for_all(kind: str) -> list[str]:
+    return [EVERY, FREE] if kind == "cuda" else [EVERY]
 
 
 def _first_words(typed: str, n_gpus: int, inventory: Inventory) -> list[str]:
     counts = {"auto": n_gpus or inventory.n_cores, "cpu": inventory.n_cores, "cuda": n_gpus}
     kind, colon, entry = typed.partition(":")
     if not colon:
-        return [word for kind in KINDS if counts[kind] for word in (kind, f"{kind}:{EVERY}")]
-    words = [EVERY, *map(str, range(counts.get(kind, 0)))]
+        return [
+            f"{kind}{ending}" for kind in KINDS if counts[kind] for ending in ("", *(f":{word}" for word in _words_for_all(kind)))
+        ]
+    words = [*_words_for_all(kind), *map(str, range(counts.get(kind, 0)))]
     if kind == "cuda" and entry[:1] in {"G", "M"}:
         words = [gpu.uuid for gpu in inventory.visible]
     return [f"{kind}:{word}" for word in words]

@@ -120,6 +120,12 @@ class OptionError(IceNotebookError, ValueError):
 class DeviceError(IceNotebookError, ValueError):
     """A device was asked for that cannot be had, or a device text that cannot be read."""
 
+    def of_notebook(self) -> DeviceError:
+        """Return the same error, saying as well that the launch itself named no devices."""
+        return DeviceError(
+            f"{self} They were set with %elastic_devices for launches that name none; %elastic_devices off forgets them."
+        )
+
     @classmethod
     def empty(cls, text: object) -> DeviceError:
         return cls(
@@ -128,7 +134,8 @@ class DeviceError(IceNotebookError, ValueError):
 
     @classmethod
     def unknown_kind(cls, text: str, kind: str, kinds: Sequence[str]) -> DeviceError:
-        hint = " Did you mean 'cuda'?" if kind.lower() == "gpu" else suggest(kind, kinds)
+        meant = {"gpu": "cuda", "free": "cuda:free"}.get(kind.lower())
+        hint = f" Did you mean {meant!r}?" if meant else suggest(kind, kinds)
         return cls(f"devices={quote(text)}: {quote(kind)} is no kind of device; the kinds are {join(kinds)}.{hint}")
 
     @classmethod
@@ -141,7 +148,8 @@ class DeviceError(IceNotebookError, ValueError):
     def unreadable_entry(cls, text: str, entry: str) -> DeviceError:
         found = f"{quote(entry)} is not a device" if entry else "a device is missing beside a comma or colon"
         return cls(
-            f"devices={quote(text)}: {found}; allowed are numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs (GPU-…, MIG-…)."
+            f"devices={quote(text)}: {found}; allowed are numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs (GPU-…, MIG-…), "
+            "free and free:2."
         )
 
     @classmethod
@@ -151,6 +159,34 @@ class DeviceError(IceNotebookError, ValueError):
     @classmethod
     def star_with_others(cls, text: str) -> DeviceError:
         return cls(f"devices={quote(text)}: * already stands for every device; write it alone.")
+
+    @classmethod
+    def free_with_others(cls, text: str) -> DeviceError:
+        return cls(
+            f"devices={quote(text)}: free stands for GPUs that are found at launch; write it alone, with their number: cuda:free:2."
+        )
+
+    @classmethod
+    def free_of_kind(cls, text: str) -> DeviceError:
+        return cls(f"devices={quote(text)}: only of GPUs is it known who uses them; write cuda:free or cuda:free:2.")
+
+    @classmethod
+    def not_free(cls, text: str, n_free: int, n_visible: int, holders: Sequence[str]) -> DeviceError:
+        count = f"{n_free} is" if n_free == 1 else f"{n_free or 'none'} are"
+        who = (
+            f"In use are {'; '.join(holders)}. Name GPUs to share them, or launch again later."
+            if holders
+            else "Name at most so many."
+        )
+        return cls(f"devices={quote(text)}: of the {n_visible} GPUs that this notebook sees {count} free. {who}")
+
+    @classmethod
+    def nothing_picked(cls, picker: object) -> DeviceError:
+        return cls(f"devices={quote(picker)}: nothing is picked in it. Tick a device, or give a number of ranks on the CPU.")
+
+    @classmethod
+    def picked_twice(cls, text: str) -> DeviceError:
+        return cls(f"{quote(text)} names a device twice, and a picker can pick it once; give devices={text} to the launch itself.")
 
     @classmethod
     def uuid_of_kind(cls, text: str, uuid: str) -> DeviceError:
@@ -194,8 +230,9 @@ class DeviceError(IceNotebookError, ValueError):
 
     @classmethod
     def below_list(cls, count: int, text: str, n_devices: int) -> DeviceError:
+        shorter = f"write devices=cuda:free:{count}" if text.startswith("cuda:free") else "shorten the list"
         return cls(
-            f"nproc_per_node={count} is less than the {n_devices} devices of devices={quote(text)}: shorten the list, or leave nproc_per_node out."
+            f"nproc_per_node={count} is less than the {n_devices} devices of devices={quote(text)}: {shorter}, or leave nproc_per_node out."
         )
 
     @classmethod

@@ -36,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 class DeviceText(Grammar):
     """The grammar of `devices`, which lives in `devices`."""
 
-    allowed = "auto, cpu, cuda or a list of them such as cuda:0,1, cuda:0-2,7, cuda:* or cpu:0-3"
+    allowed = "auto, cpu, cuda or a list of them such as cuda:0,1, cuda:0-2,7, cuda:*, cuda:free or cpu:0-3"
     placeholder = "DEVICES"
     words = d.KINDS
 
@@ -72,7 +72,7 @@ class LaunchOptions:
         "Which devices the ranks use: one rank for each device of a list, one rank for a kind alone.",
         grammar=DeviceText(),
         group=RANKS,
-        shown="auto",
+        shown="what %elastic_devices has set, else auto",
         example="cuda:0,1",
     )
     nproc_per_node: int | str | None = option(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ice_notebook import context, machine, notebook, pickles, store
+from ice_notebook import context, holders, machine, notebook, picked, pickles, store
 from ice_notebook.agents import AgentProcess
 from ice_notebook.cell import BodyTask, FunctionTask
 from ice_notebook.descriptions import describe_text
-from ice_notebook.errors import CellError, FrozenError, LaunchError
+from ice_notebook.devices import Devices, ResolvedDevices
+from ice_notebook.errors import CellError, DeviceError, FrozenError, LaunchError
 from ice_notebook.launch_options import TABLE, LaunchOptions
 from ice_notebook.options import Surface
 from ice_notebook.planning import check_platform, make_plan, warn_of_own_memory
@@ -142,12 +144,12 @@ class ElasticLauncher(context.Context):
     @property
     def devices(self) -> tuple[str, ...]:
         """Return the physical names of the devices that a launch would use now, one a rank."""
-        return tuple(rank.name for rank in self.options.resolve_devices(_inventory(self.options)).ranks)
+        return tuple(rank.name for rank in _settle_devices(self.options)[0].ranks)
 
     @property
     def dist_backend(self) -> str:
         """Return the backend that the ranks' process group would have."""
-        return self.options.resolve_devices(_inventory(self.options)).dist_backend
+        return _settle_devices(self.options)[0].dist_backend
 
     @property
     def max_restarts(self) -> int:
@@ -188,7 +190,7 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
     Whatever can be refused is refused before the first file is made.
     """
     _clean_up_once()
-    devices = options.resolve_devices(_inventory(options))
+    devices, devices_by = _settle_devices(options)
     warn_of_own_memory(devices)
     prepared = pickles.prepare(
         task,
@@ -202,7 +204,13 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
     folder = RunFolder.create(run_id, log_dir=options.log_dir, rdzv_id=options.rdzv_id)
     try:
         plan = make_plan(
-            options, devices, run_id=run_id, name=name, kind="body" if isinstance(task, BodyTask) else "function", folder=folder
+            options,
+            devices,
+            devices_by=devices_by,
+            run_id=run_id,
+            name=name,
+            kind="body" if isinstance(task, BodyTask) else "function",
+            folder=folder,
         )
         shared = store.make_shared_dir(run_id)
         places = [shared / "payload", folder.payload_file] if shared is not None else [folder.payload_file]
@@ -220,9 +228,24 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
         raise
 
 
-def _inventory(options: LaunchOptions) -> machine.Inventory:
-    is_cpu = options.devices is not None and options.devices.kind == "cpu"
-    return machine.inventory(look_for_gpus=not is_cpu)
+def _settle_devices(options: LaunchOptions) -> tuple[ResolvedDevices, str]:
+    """Return the device of each rank on this machine, and who chose them: `picked` when the launch named none and the notebook had."""
+    default = picked.picked_devices() if options.devices is None else None
+    inventory = _look_at_machine(options.devices or default)
+    try:
+        return options.resolve_devices(inventory, default), "" if default is None else "picked"
+    except DeviceError as error:
+        if default is None:
+            raise
+        raise error.of_notebook() from None
+
+
+def _look_at_machine(devices: Devices | None) -> machine.Inventory:
+    """Return what of this machine these devices need to be known."""
+    found = machine.inventory(look_for_gpus=devices is None or devices.kind != "cpu")
+    if devices is not None and devices.free is not None:
+        return dataclasses.replace(found, held=holders.held(found.visible))
+    return found
 
 
 def read_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[FunctionTask, str]:

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,6 +44,7 @@ class Inventory:
     n_cores: int = 1  # cores that this process may run on
     cuda_visible_devices: str | None = None  # the variable as it stands, None when it is not set
     problem: str = ""  # why no GPU could be found, as half a sentence
+    held: Mapping[str, str] | None = None  # who uses a GPU, in words by its UUID; the others are free. None when nobody looked
 
     @cached_property
     def visible(self) -> tuple[Gpu, ...]:
@@ -114,7 +116,7 @@ def _gpu_of_uuid(entry: str, prefix: str, gpus: tuple[Gpu, ...]) -> Gpu | None:
 
 def read_gpus(nvml: Any = None) -> tuple[tuple[Gpu, ...], str]:
     """Return all GPUs in NVML's order, or none and the reason as half a sentence. `nvml` is the module `pynvml`."""
-    nvml = nvml or _load_nvml()
+    nvml = nvml or load_nvml()
     if isinstance(nvml, str):
         return (), nvml
     try:
@@ -130,8 +132,8 @@ def read_gpus(nvml: Any = None) -> tuple[tuple[Gpu, ...], str]:
         nvml.nvmlShutdown()
 
 
-def _load_nvml() -> Any:
-    """Return the module `pynvml`, or why there is none."""
+def load_nvml() -> Any:
+    """Return the module `pynvml`, or why there is none, as half a sentence."""
     import ctypes  # noqa: PLC0415 - only needed when somebody asks for the inventory
 
     try:

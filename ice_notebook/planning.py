@@ -46,7 +46,16 @@ def warn_of_own_memory(devices: ResolvedDevices) -> None:
             )
 
 
-def make_plan(options: LaunchOptions, devices: ResolvedDevices, *, run_id: str, name: str, kind: str, folder: RunFolder) -> p.Plan:
+def make_plan(
+    options: LaunchOptions,
+    devices: ResolvedDevices,
+    *,
+    devices_by: str = "",
+    run_id: str,
+    name: str,
+    kind: str,
+    folder: RunFolder,
+) -> p.Plan:
     """Return the plan of a run that starts now: with the kernel's present folder, module path and environment.
 
     Raises:
@@ -79,6 +88,7 @@ def make_plan(options: LaunchOptions, devices: ResolvedDevices, *, run_id: str, 
             for local_rank, device in enumerate(devices.ranks)
         ),
         devices=devices.text,
+        devices_by=devices_by,
         device_type=devices.device_type,
         dist_backend=devices.dist_backend,
         dist_init=options.dist_init == "auto",

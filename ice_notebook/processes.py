@@ -109,19 +109,32 @@ def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def _carries(pid: int, markers: Collection[str]) -> bool:
+def marker_of(pid: int) -> str | None:
+    """Return the marker of the run that a process was started for; None when it was for none, or is not ours to look at."""
+    carried = _carried(pid)
+    return carried.partition(":")[0] if carried is not None else None
+
+
+def _carried(pid: int) -> str | None:
+    prefix = f"{MARKER}=".encode()
     try:
         with open(f"/proc/{pid}/environ", "rb") as environ:
             variables = environ.read().split(b"\0")
+    except OSError:  # gone meanwhile, or not ours to read
+        return None
+    return next((variable.removeprefix(prefix).decode() for variable in variables if variable.startswith(prefix)), None)
+
+
+def _carries(pid: int, markers: Collection[str]) -> bool:
+    carried = _carried(pid)
+    if carried is None:
+        return False
+    try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             is_zombie = stat.read().rpartition(b")")[2].split()[0] == b"Z"
-    except (OSError, IndexError):  # gone meanwhile, or not ours to read
+    except (OSError, IndexError):  # gone meanwhile
         return False
-    prefix = f"{MARKER}=".encode()
-    carried = next((variable.removeprefix(prefix).decode() for variable in variables if variable.startswith(prefix)), None)
-    return (
-        not is_zombie and carried is not None and any(carried == marker or carried.startswith(f"{marker}:") for marker in markers)
-    )
+    return not is_zombie and any(carried == marker or carried.startswith(f"{marker}:") for marker in markers)
 
 
 def _children() -> list[int]:

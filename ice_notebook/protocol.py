@@ -55,6 +55,7 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     shared_dir: str | None = None  # folder on shared memory where values are written as long as there is room
     ranks: tuple[RankPlan, ...]  # local ranks, in order
     devices: str  # the chosen devices as one text, cuda:0,2
+    devices_by: str = ""  # picked: the launch named none, and the notebook had set them with %elastic_devices
     device_type: str  # cpu | cuda
     dist_backend: str
     dist_init: bool = True

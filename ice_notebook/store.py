@@ -147,6 +147,10 @@ class RunFolder:
             return []
         return [p.decode_event(line) for line in lines if line.endswith(b"\n")]
 
+    def has_ended(self) -> bool:
+        """Return whether the journal says that no process of the run is left."""
+        return any(isinstance(event, p.RunEnded) for event in self.read_events())
+
     def open_journal(self) -> Journal:
         return Journal(self.journal_file)
 
@@ -232,6 +236,20 @@ def with_places(plan: p.Plan, *, payload: Path, shared: Path | None) -> p.Plan:
 def remove_shared_dir(run_id: str) -> None:
     """Remove a run's folder on shared memory. Values that are mapped stay readable until they are dropped."""
     shutil.rmtree(SHARED_MEMORY / f"{_SHARED_PREFIX}{run_id}", ignore_errors=True)
+
+
+# ---- what runs now -----------------------------------------------------------------------------------------------------------------------
+
+
+def live_plans() -> list[p.Plan]:
+    """Return the plans of this user's runs that have not ended, also those of other notebooks, oldest first."""
+    found = []
+    for folder in _folders():
+        with contextlib.suppress(OSError, msgspec.DecodeError):  # a folder without a plan yet, or of another version
+            plan = folder.read_plan()
+            if processes.is_alive(plan.kernel_pid, plan.kernel_started) and not folder.has_ended():
+                found.append(plan)
+    return found
 
 
 # ---- what earlier kernels left ---------------------------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ def names(text, machine, **more):
         ("cpu,cpu", "cpu:0,0"),
         ("cuda:GPU-8f3a,1", "cuda:GPU-8f3a,1"),
         ("cuda:MIG-11-22", "cuda:MIG-11-22"),
+        ("cuda:free", "cuda:free"),
+        ("cuda: free:2 ", "cuda:free:2"),
     ],
 )
 def test_a_text_is_read_and_written_back(text, canonical):
@@ -102,6 +104,15 @@ def test_every_documented_form_can_be_read():
         ("cuda:0,banana:1", "'banana' is no kind of device"),
         ("auto:0,cuda:1", "mixes auto and cuda"),
         ("cpu:GPU-12", "a UUID names a GPU; write cuda:GPU-12."),
+        ("free", "Did you mean 'cuda:free'?"),
+        ("free:2", "Did you mean 'cuda:free'?"),
+        ("cuda:free:0", "'free:0' is not a device"),
+        ("cuda:free:x", "'free:x' is not a device"),
+        ("cuda:free:2000", "asks for more than 1024 ranks on one machine"),
+        ("cuda:free,0", "free stands for GPUs that are found at launch; write it alone, with their number: cuda:free:2."),
+        ("cuda:0,cuda:free:2", "free stands for GPUs that are found at launch"),
+        ("cpu:free", "only of GPUs is it known who uses them; write cuda:free or cuda:free:2."),
+        ("auto:free:2", "only of GPUs is it known who uses them"),
         ("cpu:0-99999999", "asks for more than 1024 ranks on one machine"),
         ("cpu:0-1000,0-1000", "asks for more than 1024 ranks on one machine"),
     ],
@@ -162,6 +173,11 @@ def test_an_object_whose_devices_lead_back_to_it_is_refused():
     loop.devices = SimpleNamespace(devices=loop)
     with pytest.raises(DeviceError):
         convert_devices(loop)
+
+
+def test_a_picker_in_which_nothing_is_picked_is_refused_as_that():
+    with pytest.raises(DeviceError, match="nothing is picked in it"):
+        convert_devices(SimpleNamespace(devices=""))
 
 
 def test_a_number_alone_is_refused_because_it_could_be_a_count():
@@ -245,6 +261,58 @@ def test_a_mig_uuid_is_visible_by_itself_and_a_board_in_mig_mode_shows_its_first
 )
 def test_a_text_means_these_devices_on_this_machine(text, machine, more, expected):
     assert names(text, machine, **more) == expected
+
+
+ALICE = "alice (python, 61 GiB)"
+
+
+def holding(held, machine=FOUR):
+    return Inventory(gpus=machine.gpus, n_cores=machine.n_cores, held={machine.gpus[n].uuid: who for n, who in held.items()})
+
+
+@pytest.mark.parametrize(
+    ("text", "held", "more", "expected"),
+    [
+        ("cuda:free", {}, {}, ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+        ("cuda:free", {0: ALICE, 2: ALICE}, {}, ["cuda:1", "cuda:3"]),
+        ("cuda:free:1", {0: ALICE}, {}, ["cuda:1"]),
+        ("cuda:free:2", {0: ALICE}, {}, ["cuda:1", "cuda:2"]),
+        ("cuda:free:2", {}, {"nproc_per_node": 4}, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]),
+    ],
+)
+def test_free_stands_for_the_gpus_that_nobody_holds(text, held, more, expected):
+    assert names(text, holding(held), **more) == expected
+
+
+def test_what_was_found_free_is_named_in_the_resolved_text():
+    assert resolve(parse_devices("cuda:free:2"), holding({1: ALICE})).text == "cuda:0,2"
+
+
+@pytest.mark.parametrize(
+    ("text", "machine", "more", "sentence"),
+    [
+        (
+            "cuda:free:3",
+            holding({0: ALICE, 2: "your run train(launcher)"}),
+            {},
+            "of the 4 GPUs that this notebook sees 2 are free. In use are cuda:0: alice (python, 61 GiB); cuda:2: your run train(launcher). ",
+        ),
+        (
+            "cuda:free",
+            holding(dict.fromkeys(range(4), ALICE)),
+            {},
+            "of the 4 GPUs that this notebook sees none are free. In use are cuda:0",
+        ),
+        ("cuda:free:9", holding({0: ALICE}), {}, "sees 3 are free"),
+        ("cuda:free:5", holding({}), {}, "of the 4 GPUs that this notebook sees 4 are free. Name at most so many."),
+        ("cuda:free", CPU_ONLY, {}, "no CUDA device can be used here"),
+        ("cuda:free", holding({}), {"nproc_per_node": 2}, "write devices=cuda:free:2, or leave nproc_per_node out."),
+    ],
+)
+def test_too_few_free_gpus_are_an_error_that_says_who_holds_what(text, machine, more, sentence):
+    with pytest.raises(DeviceError) as caught:
+        resolve(parse_devices(text), machine, **more)
+    assert sentence in str(caught.value)
 
 
 def test_none_is_auto():
@@ -343,11 +411,11 @@ def test_what_a_machine_does_not_have_is_refused_in_one_sentence(text, machine, 
 @pytest.mark.parametrize(
     ("typed", "machine", "offered"),
     [
-        ("", FOUR, ["auto", "auto:*", "cpu", "cpu:*", "cuda", "cuda:*"]),
+        ("", FOUR, ["auto", "auto:*", "cpu", "cpu:*", "cuda", "cuda:*", "cuda:free"]),
         ("", CPU_ONLY, ["auto", "auto:*", "cpu", "cpu:*"]),
-        ("cu", FOUR, ["cuda", "cuda:*"]),
-        ("cuda:", FOUR, ["cuda:*", "cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
-        ("cuda:", CPU_ONLY, ["cuda:*"]),
+        ("cu", FOUR, ["cuda", "cuda:*", "cuda:free"]),
+        ("cuda:", FOUR, ["cuda:*", "cuda:free", "cuda:0", "cuda:1", "cuda:2", "cuda:3"]),
+        ("cuda:", CPU_ONLY, ["cuda:*", "cuda:free"]),
         ("cuda:1", FOUR, ["cuda:1"]),
         ("cuda:1,", FOUR, ["0", "2", "3"]),
         ("cuda:0-2,", FOUR, ["3"]),
@@ -355,6 +423,8 @@ def test_what_a_machine_does_not_have_is_refused_in_one_sentence(text, machine, 
         ("cpu:0,", CPU_ONLY, ["1"]),
         ("auto:0,", CPU_ONLY, ["1"]),
         ("cuda:*,", FOUR, []),
+        ("cuda:free,", FOUR, []),
+        ("cuda:f", FOUR, ["cuda:free"]),
         ("banana:0,", FOUR, []),
         ("cuda:GPU-3", FOUR, ["cuda:GPU-30000000-aaaa"]),
     ],
