@@ -48,10 +48,8 @@ def live(desk):
 
 def test_output_appears_while_the_cell_blocks(live):
     live.wait_output(0, "step 4", timeout_s=5)
-    first = panes(live).nth(0).inner_text()
-    assert "rank 0" in first
-    assert "cpu:0" in first
-    assert "running" in first.lower()
+    shown = live.panel(0).root.inner_text().lower()
+    assert [word for word in ("rank 0", "rank 1", "cpu:0", "cpu:1", "running") if word not in shown] == []
     assert live.is_running(0)
     live.wait_output(0, "step 30", timeout_s=10)
 
@@ -91,8 +89,8 @@ def test_a_page_without_an_answer_interrupts_the_kernel_once(desk):
     page.click("Stop", 0)
     wait_chip(page, "stopped")
     page.wait_idle()
-    page.page.wait_for_timeout(1000)
     assert calls(page) == ("stopped", ["interrupt"])
+    assert len(page.interrupts) == 1
 
 
 def test_a_run_that_no_cell_waits_for_is_stopped_by_message_only(desk):
@@ -103,21 +101,6 @@ def test_a_run_that_no_cell_waits_for_is_stopped_by_message_only(desk):
     page.click("Stop", 0)
     wait_chip(page, "stopped")
     assert calls(page) == ("stopped", ["stop"])
-
-
-def test_shortcuts_with_a_focused_button_leave_the_cells_alone(live):
-    live.wait_output(0, "step 4")
-    before = live.cells().split()[0]
-    tab = live.output(0).locator(".ice-tab").first
-    for keys in (["x"], ["d", "d"], ["m"], ["Enter"]):
-        tab.click()
-        live.press(*keys)
-        tab.focus()
-        live.press(*keys)
-        live.page.wait_for_timeout(200)
-        assert live.cells().split()[0] == before, keys
-    live.click("Stop", 0)
-    live.wait_idle()
 
 
 def test_a_page_that_comes_late_gets_the_state_and_the_output(open_notebook):
@@ -145,8 +128,8 @@ def test_a_view_made_late_in_a_blocking_cell_is_filled_at_once(desk):
     cell = LIVE.replace("outcome =", "import time; time.sleep(1); display(run.panel)\noutcome =")
     page = desk(cell)
     page.run_cell(0, wait=False)
-    page.output(0).locator(".ice").nth(1).wait_for()
-    page.output(0).locator(".ice").nth(1).get_by_text("step 0").first.wait_for(timeout=2000)
+    page.panel(0, 1).wait_text(re.compile(r"step \d+"), timeout_s=2)
+    assert page.is_running(0)
     page.click("Stop", 0)
     page.wait_idle()
 
@@ -174,7 +157,7 @@ def test_a_failure_opens_by_itself_with_the_failing_line(desk):
     assert "scale = 1 / (launcher.rank - 1)" in page.output(0).locator(".ice-hit").inner_text()
     assert "rank 0 (cpu:0): RuntimeError: Connection closed by peer" in text
     assert "20260721-0930-k3v9" in text
-    page.output(0).get_by_role("tab", name="Output").click()
+    page.output(0).get_by_role("tab", name="Logs").click()
     page.wait_output(0, "about to fail")
 
 
@@ -187,8 +170,7 @@ def test_a_flood_is_skipped_counted_and_does_not_block_the_page(desk):
     assert page.output(0).locator(".ice-rows > div").count() < 60
     scroll(page.output(0).locator(".ice-scroll"), 0)
     page.wait_output(0, re.compile(r"… [\d\u202f]+ lines not shown"))
-    page.wait_output(0, "↓ newest")
-    page.click("↓ newest", 0)
+    page.output(0).get_by_role("button").filter(has_text="newest").click()
     page.wait_output(0, "the end")
 
 
@@ -197,13 +179,10 @@ def test_scrolling_up_stays_there_while_output_comes(live):
     scroller = panes(live).nth(0).locator(".ice-scroll")
     scroller.hover()
     live.page.mouse.wheel(0, -60)
-    live.page.wait_for_timeout(150)
-    before = scroller.evaluate("(node) => node.scrollTop")
-    live.page.wait_for_timeout(1000)
-    assert scroller.evaluate("(node) => [node.scrollTop, node.scrollHeight - node.clientHeight > node.scrollTop + 20]") == [
-        before,
-        True,
-    ]
+    live.next_frames()
+    top, height = scroller.evaluate("(node) => [node.scrollTop, node.scrollHeight]")
+    wait_until(lambda: scroller.evaluate("(node) => node.scrollHeight") >= height + 5 * 16, page=live)
+    assert scroller.evaluate("(node) => node.scrollTop") == top
     live.click("Stop", 0)
     live.wait_idle()
 
@@ -250,19 +229,19 @@ def test_a_panel_restored_without_its_kernel_says_so(open_notebook, lab):
     page.run_cell(0)
     page.wait_output(0, "step 4")
     page.command("@jupyter-widgets/jupyterlab-manager:saveWidgetState")
-    page.page.wait_for_timeout(500)
-    page.save()
-    wait_until(lambda: "widgets" in lab.read(page.name).metadata, page=page)
+    wait_until(lambda: page.save() or "widgets" in lab.read(page.name).metadata, page=page)
     page.command("@jupyter-widgets/jupyterlab-manager:saveWidgetState")  # off again: the server keeps it
-    lab.end_kernels()
+    page.close()
+    lab.end_kernels(page.name)
+    models = lab.read(page.name).metadata.widgets["application/vnd.jupyter.widget-state+json"].state.values()
+    state = next(model.state.state for model in models if "began_at" in model.state.get("state", {}))
     restored = open_notebook(name=page.name)
     restored.wait_output(0, "Saved view")
     assert restored.output(0).get_by_role("button", name="Stop", exact=True).is_disabled()
     assert restored.output(0).locator(".ice-live").count() == 0
     restored.wait_output(0, "the output is not kept in the notebook")
-    elapsed = restored.output(0).locator(".ice-fact b").first.inner_text()
-    restored.page.wait_for_timeout(1500)
-    assert restored.output(0).locator(".ice-fact b").first.inner_text() == elapsed
+    # Its clock stands where it stood when the notebook was saved.
+    assert restored.output(0).locator(".ice-fact b").first.inner_text() == f"0:{int(state.now - state.began_at):02}"
 
 
 def test_lost_messages_are_made_good(desk):
@@ -288,12 +267,13 @@ run.start().wait()
     page = desk(lossy, cell)
     page.run_cell(0)
     page.run_cell(1)
-    wait_chip(page, "succeeded", i=1)
+    page.panel(1).wait_phase("succeeded")
     page.wait_output(1, "step 59")
+    scroller = page.output(1).locator(".ice-scroll")
+    wait_until(lambda: scroller.evaluate("(node) => node.firstChild.offsetHeight") == 60 * 16, page=page)
     for step in (0, 20, 40):
-        scroll(page.output(1).locator(".ice-scroll"), step * 16)
+        scroll(scroller, step * 16)
         page.wait_output(1, re.compile(f"^step {step}$"))
-    assert page.output(1).locator(".ice-scroll").evaluate("(node) => node.firstChild.offsetHeight") == 60 * 16
 
 
 def test_an_error_of_the_panel_is_shown_in_it(desk):
@@ -327,7 +307,7 @@ run.wait()"""
     wait_chip(page, "succeeded")
     for width in (1250, 620, 380):
         page.set_width(width)
-        for tab in ("Output", "Results"):
+        for tab in ("Logs", "Results"):
             page.output(0).get_by_role("tab", name=re.compile(tab)).click()
             box = page.output(0).locator(".ice")
             assert box.evaluate("(node) => node.scrollWidth <= node.clientWidth + 1")
