@@ -235,7 +235,7 @@ class RankContext(Context):
         return os.environ[DIST_BACKEND]
 
     def progress(self, iterable: Iterable[T], desc: str | None = None, total: int | None = None) -> Iterable[T]:
-        """Return the iterable, counting: the run's panel shows how far this rank's loop is, told at most ten times a second.
+        """Return the iterable, counting: the run's panel shows how far this rank's loop is, ten times a second.
 
         Loops inside each other are shown together. Other threads and processes of the rank count for themselves, and tell nobody.
         """

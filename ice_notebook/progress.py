@@ -6,24 +6,29 @@ import importlib
 import importlib.util
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-REPORT_S = 0.1  # seconds between two reports of a loop; a panel is drawn no oftener
+REPORT_S = 0.1  # seconds between two looks at the loops; a panel is drawn no oftener
 DESCRIPTION_CHARACTERS = 80
 
 Bar = tuple[str, int, "int | None"]  # what is counted, how many are done, of how many
 
 
 class Reporter:
-    """Tells how far the loops of this process are: all that are running, one inside the other, the outermost first."""
+    """Tells how far the loops of this process are: all that are running, one inside the other, the outermost first.
+
+    A thread looks at them, so that a step costs nothing but its count, and a loop that is stuck is told with the step it is stuck in.
+    """
 
     def __init__(self) -> None:
         self._tell: Callable[[tuple[Bar, ...]], None] | None = None
         self._pid = 0
         self._loops: list[Progress[Any]] = []
+        self._told: tuple[Bar, ...] = ()
+        self._telling = threading.Lock()
+        self._is_over = threading.Event()
 
     @property
     def is_open(self) -> bool:
@@ -38,19 +43,33 @@ class Reporter:
     def begin(self, loop: Progress[Any]) -> None:
         """Take note of a loop inside those that run."""
         self._loops.append(loop)
-        self.report()
+        if len(self._loops) == 1:
+            self._report()
+            self._is_over = threading.Event()
+            threading.Thread(target=self._watch, args=[self._is_over], name="ice-progress", daemon=True).start()
 
     def end(self, loop: Progress[Any]) -> None:
-        """Take note that a loop is over. Its end stays to be seen until something else is told."""
-        self.report()
+        """Take note that a loop is over. The end of the outermost stays to be seen until something else is told."""
+        if self._loops[:1] == [loop]:
+            self._is_over.set()
+            del self._loops[1:]
+            self._report()
         if loop in self._loops:
             # Loops inside it that were left in the middle are over as well.
             del self._loops[self._loops.index(loop) :]
 
-    def report(self) -> None:
-        """Tell how far all loops are."""
-        if self._tell is not None:
-            self._tell(tuple((loop.description, loop.n, loop.total) for loop in self._loops))
+    def _watch(self, is_over: threading.Event) -> None:
+        while not is_over.wait(REPORT_S):
+            self._report()
+
+    def _report(self) -> None:
+        """Tell how far all loops are, if that is news."""
+        assert self._tell is not None
+        with self._telling:
+            bars = tuple((loop.description, loop.n, loop.total) for loop in tuple(self._loops))
+            if bars and bars != self._told:
+                self._told = bars
+                self._tell(bars)
 
 
 reporter = Reporter()  # one a process, as the connection that it tells by
@@ -74,15 +93,10 @@ class Progress(Generic[T]):
             yield from self._iterable
             return
         reporter.begin(self)
-        clock, report = time.monotonic, reporter.report  # a step costs a look at the clock
-        due = clock() + REPORT_S
         try:
             for item in self._iterable:
                 yield item
                 self.n += 1
-                if (now := clock()) >= due:
-                    due = now + REPORT_S
-                    report()
         finally:
             reporter.end(self)
 
