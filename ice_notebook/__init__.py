@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from ice_notebook.errors import RunFailed
     from ice_notebook.launcher import ElasticLauncher
     from ice_notebook.run import Run
+    from ice_notebook.widgets.device_picker import DevicePicker
 
 __version__ = "0.1.0"
-__all__ = ["ElasticLauncher", "Run", "RunFailed", "get_current_launcher"]
+__all__ = ["DevicePicker", "ElasticLauncher", "Run", "RunFailed", "get_current_launcher"]
 
 _HOMES = {
+    "DevicePicker": "ice_notebook.widgets.device_picker",
     "ElasticLauncher": "ice_notebook.launcher",
     "Run": "ice_notebook.run",
     "RunFailed": "ice_notebook.errors",
@@ -42,7 +44,7 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Register `%%elastic_launch`: `%load_ext ice_notebook` calls this."""
+    """Register `%%elastic_launch` and `%elastic_devices`: `%load_ext ice_notebook` calls this."""
     from ice_notebook import magics  # noqa: PLC0415
 
     magics.load(shell)

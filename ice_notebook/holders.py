@@ -83,7 +83,8 @@ class Use:
 
 def look(gpus: Iterable[Gpu]) -> dict[str, Use]:
     """Return what GPUs do now and for whom, by UUID."""
-    return uses_from_readings(read_now(gpus), store.live_plans())
+    gpus = tuple(gpus)
+    return uses_from_readings(read_now(gpus), store.live_plans()) if gpus else {}
 
 
 def held(gpus: Iterable[Gpu]) -> dict[str, str]:

@@ -1,22 +1,35 @@
-"""`%%elastic_launch`: the text of a cell and its magic's line to a launch, and tab completion of that line."""
+"""`%%elastic_launch`: the text of a cell and its magic's line to a launch, and tab completion of that line. `%elastic_devices`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
-from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand, output_can_be_silenced
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand, output_can_be_silenced
 
 from ice_notebook import cell as cells
+from ice_notebook import picked
 from ice_notebook.cell import BodyTask, Cell, FunctionTask
 from ice_notebook.errors import CellError, IceNotebookError, OptionError
 from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
 from ice_notebook.launcher import ElasticLauncher, read_call
-from ice_notebook.line import complete_line, read_line, wants_help
+from ice_notebook.line import complete_line, read_line, read_value, wants_help
 from ice_notebook.options import Surface
 from ice_notebook.run import Run
 
 _MAGIC = "%%elastic_launch"
+_DEVICES_HELP = """\
+%elastic_devices [DEVICES | off]
+
+Choose the devices of launches that name none: of %%elastic_launch, and of ElasticLauncher in this
+notebook. Their runs say so.
+
+    %elastic_devices               show the picker; what is picked in it counts from then on, and
+                                   until something is picked, launches go on as before
+    %elastic_devices cuda:0,1      set devices without it, in any form that devices= takes
+    %elastic_devices cuda:free:2   two GPUs that nobody uses, found anew at each launch
+    %elastic_devices picker        let a picker of your own decide
+    %elastic_devices off           forget it: such launches use auto again"""
 
 
 @magics_class
@@ -39,6 +52,42 @@ class ElasticMagics(Magics):
             raise error.with_traceback(None) from error.__cause__
 
     elastic_launch.__doc__ = help_text(Surface.CELL)
+
+    @no_var_expand
+    @output_can_be_silenced
+    @line_magic
+    def elastic_devices(self, line: str) -> Any:
+        __tracebackhide__ = True
+        if wants_help(line):
+            print(_DEVICES_HELP)  # noqa: T201 - what was asked for
+            return None
+        try:
+            return self._set_devices(line.strip())
+        except IceNotebookError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    elastic_devices.__doc__ = _DEVICES_HELP
+
+    def _set_devices(self, text: str) -> Any:
+        """Set the devices of launches that name none, and return the picker that is to be shown, if one is."""
+        from ice_notebook.widgets.device_picker import DevicePicker  # noqa: PLC0415 - widgets take time to import
+
+        before = picked.chosen()
+        named = before if not text else self.shell.user_ns.get(text)
+        if text in {"off", "none"}:
+            chosen: Any = None
+        elif isinstance(named, DevicePicker):
+            chosen = named
+        else:
+            chosen = read_value(TABLE.options["devices"], text, self.shell.user_ns) if text else DevicePicker()
+        picked.choose(chosen)
+        for picker in (before, chosen):
+            if isinstance(picker, DevicePicker):
+                picker.refresh()  # it shows whether it is the one that counts
+        if isinstance(chosen, DevicePicker):
+            return chosen
+        print(f"Launches that name no devices use {'auto' if chosen is None else chosen}.")  # noqa: T201 - the answer to a command
+        return None
 
     def _launch(self, line: str, text: str) -> Run:
         __tracebackhide__ = True
@@ -101,7 +150,9 @@ def load(shell: Any) -> None:
 def unload(shell: Any) -> None:
     """Take back what `load` has registered."""
     for kind in shell.magics_manager.magics.values():
-        kind.pop("elastic_launch", None)
+        for name in ("elastic_launch", "elastic_devices"):
+            kind.pop(name, None)
+    picked.choose(None)
     if keep_empty_body in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(keep_empty_body)
     matchers = shell.Completer.custom_matchers

@@ -24,7 +24,7 @@ def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
     ]
     return {
         "name": plan.name,
-        "devices": plan.devices,
+        "devices": f"{plan.devices} ({plan.devices_by})" if plan.devices_by else plan.devices,
         "world_size": state.attempt.world_size if state.attempt else plan.world_size,
         "phase": state.phase.value,
         "is_final": state.phase.is_final,

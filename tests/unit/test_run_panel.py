@@ -489,6 +489,11 @@ def test_a_lost_value_says_why():
     ]
 
 
+def test_devices_that_were_picked_are_told_as_such():
+    assert snapshot(make_plan(2), RunState(), Path("/x"))["devices"] == "cpu:0-1"
+    assert snapshot(make_plan(2, devices_by="picked"), RunState(), Path("/x"))["devices"] == "cpu:0-1 (picked)"
+
+
 def test_a_snapshot_is_a_function_of_the_state():
     state = replay([*begun(2), *failed(2)])
     assert snapshot(make_plan(2), state, Path("/x")) == snapshot(make_plan(2), state, Path("/x"))
