@@ -456,6 +456,10 @@ class NotebookPage:
         """Return the run panel, or the one of this number, in a cell's output."""
         return Panel(self.output(i).locator(".ice").nth(n))
 
+    def clear_output(self, i: int) -> None:
+        """Take away what a cell has shown."""
+        self.page.evaluate("(i) => { window.jupyterapp.shell.currentWidget.content.widgets[i].model.outputs.clear() }", i)
+
     def wait_output(self, i: int, text: str | re.Pattern[str], timeout_s: float = WAIT_S) -> None:
         """Wait until a cell's visible outputs contain a text."""
         self.output(i).get_by_text(text).locator("visible=true").first.wait_for(timeout=timeout_s * 1000)
@@ -539,6 +543,11 @@ class Panel:
     def tab(self, name: str) -> Locator:
         """Return a tab by the beginning of its name."""
         return self.root.get_by_role("tab", name=re.compile(f"^({name})"))
+
+    def scroll_to_top(self) -> None:
+        """Scroll the output up as by a wheel, as far as it goes."""
+        for scroller in self.root.locator(".ice-scroll:visible").all():
+            scroller.evaluate("(node) => { node.dispatchEvent(new WheelEvent('wheel')); node.scrollTop = 0 }")
 
     @property
     def is_live(self) -> bool:

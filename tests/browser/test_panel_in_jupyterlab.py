@@ -211,18 +211,6 @@ def test_progress_bars_stay_one_line_and_colours_are_drawn(desk):
     assert page.output(0).locator(".ice-rows span").inner_text() == "red"
 
 
-def test_a_restarted_kernel_is_told_and_nothing_can_be_pressed(open_notebook):
-    cell = 'run = show(*now(begun(2)), *[item for i in range(600) for item in (out(1, f"step {i}\\n"), 0.05)], waits=False)'
-    page = open_notebook(cell, setup=SETUP)
-    page.run_cell(0)
-    page.wait_output(0, "step 10")
-    page.restart_kernel()
-    page.wait_output(0, "The kernel is gone or was restarted", timeout_s=5)
-    assert page.output(0).get_by_role("button", name="Stop", exact=True).is_disabled()
-    assert page.output(0).locator(".ice-live").count() == 0
-    page.wait_ready()  # the new kernel
-
-
 def test_a_panel_restored_without_its_kernel_says_so(open_notebook, lab):
     cell = 'run = show(*now(begun(2)), *[item for i in range(600) for item in (out(1, f"step {i}\\n"), 0.05)], waits=False)'
     page = open_notebook(cell, setup=SETUP)
