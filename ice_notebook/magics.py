@@ -8,7 +8,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand, output_can_be_silenced
 
 from ice_notebook import cell as cells
-from ice_notebook import picked
+from ice_notebook import holders, machine, notebook, picked
 from ice_notebook.cell import BodyTask, Cell, FunctionTask
 from ice_notebook.errors import CellError, IceNotebookError, OptionError
 from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
@@ -16,8 +16,10 @@ from ice_notebook.launcher import ElasticLauncher, read_call
 from ice_notebook.line import complete_line, read_line, read_value, wants_help
 from ice_notebook.options import Surface
 from ice_notebook.run import Run
+from ice_notebook.widgets.picker_state import listing
 
 _MAGIC = "%%elastic_launch"
+_DEVICES = "%elastic_devices"
 _DEVICES_HELP = """\
 %elastic_devices [DEVICES | off]
 
@@ -25,7 +27,7 @@ Choose the devices of launches that name none: of %%elastic_launch, and of Elast
 notebook. Their runs say so.
 
     %elastic_devices               show the picker; what is picked in it counts from then on, and
-                                   until something is picked, launches go on as before
+                                   until something is picked, launches use auto
     %elastic_devices cuda:0,1      set devices without it, in any form that devices= takes
     %elastic_devices cuda:free:2   two GPUs that nobody uses, found anew at each launch
     %elastic_devices picker        let a picker of your own decide
@@ -70,16 +72,14 @@ class ElasticMagics(Magics):
 
     def _set_devices(self, text: str) -> Any:
         """Set the devices of launches that name none, and return the picker that is to be shown, if one is."""
+        if not text and not notebook.has_page():
+            here = machine.inventory()
+            print("\n".join(listing(here, holders.look(here.visible))))  # noqa: T201 - what was asked for
+            return None
         from ice_notebook.widgets.device_picker import DevicePicker  # noqa: PLC0415 - widgets take time to import
 
         before = picked.chosen()
-        named = before if not text else self.shell.user_ns.get(text)
-        if text in {"off", "none"}:
-            chosen: Any = None
-        elif isinstance(named, DevicePicker):
-            chosen = named
-        else:
-            chosen = read_value(TABLE.options["devices"], text, self.shell.user_ns) if text else DevicePicker()
+        chosen = self._devices_meant(text, before, DevicePicker)
         picked.choose(chosen)
         for picker in (before, chosen):
             if isinstance(picker, DevicePicker):
@@ -88,6 +88,15 @@ class ElasticMagics(Magics):
             return chosen
         print(f"Launches that name no devices use {'auto' if chosen is None else chosen}.")  # noqa: T201 - the answer to a command
         return None
+
+    def _devices_meant(self, text: str, before: Any, picker: type) -> Any:
+        """Return the picker or the devices of a line; None forgets them. `before` is what was set until now."""
+        if not text:
+            return before if isinstance(before, picker) else picker()
+        if text in {"off", "none"}:
+            return None
+        named = self.shell.user_ns.get(text)
+        return named if isinstance(named, picker) else read_value(TABLE.options["devices"], text, self.shell.user_ns)
 
     def _launch(self, line: str, text: str) -> Run:
         __tracebackhide__ = True
@@ -172,11 +181,13 @@ def keep_empty_body(lines: list[str]) -> list[str]:
 def _matcher(shell: Any) -> Any:
     @context_matcher(identifier="ice_notebook", priority=100)
     def complete(typing: CompletionContext) -> SimpleMatcherResult:
-        first = typing.full_text.split("\n", 1)[0]
-        if typing.cursor_line != 0 or not first.startswith(_MAGIC + " "):
+        typed = typing.full_text.split("\n")[typing.cursor_line][: typing.cursor_position]
+        if typing.cursor_line == 0 and typed.startswith(_MAGIC + " "):
+            fragment, candidates = complete_line(typed[len(_MAGIC) + 1 :], TABLE, shell.user_ns, Surface.CELL)
+        elif typed.startswith(_DEVICES + " "):
+            fragment, candidates = complete_line(f"devices={typed[len(_DEVICES) + 1 :]}", TABLE, shell.user_ns, Surface.CELL)
+        else:
             return {"completions": []}
-        typed = first[len(_MAGIC) + 1 : typing.cursor_position]
-        fragment, candidates = complete_line(typed, TABLE, shell.user_ns, Surface.CELL)
         return {
             "completions": [SimpleCompletion(text, type="option" if text.endswith("=") else "value") for text in candidates],
             "matched_fragment": fragment,

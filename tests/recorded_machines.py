@@ -72,7 +72,7 @@ def eight() -> Recorded:
         use(0.0, 0, 32, 75),
     ]
     return Recorded(
-        Inventory(gpus=gpus, n_cores=192), dict(zip((gpu.uuid for gpu in gpus), uses, strict=True)), "recorded: 8 × H200"
+        Inventory(gpus=gpus, n_cores=192), dict(zip((gpu.uuid for gpu in gpus), uses, strict=True)), "recorded: eight H200"
     )
 
 

@@ -135,10 +135,12 @@ class DevicePicker(anywidget.AnyWidget):
         self._wake.set()
         super().close()
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        if notebook.has_page():
-            self._look("", FIRST_LOOK_S)
-        return super()._repr_mimebundle_(**options)
+    def _ipython_display_(self) -> None:
+        if not notebook.has_page():
+            raise NotImplementedError  # IPython goes on to the text form
+        self._look("", FIRST_LOOK_S)
+        notebook.display(_Shown(self))
+        notebook.display(_Foot())
 
     def _select(self, devices: Any) -> Selection:
         held = {
@@ -257,6 +259,40 @@ class DevicePicker(anywidget.AnyWidget):
 
     def _asked_to_refresh(self, _content: Mapping[str, Any]) -> None:
         self.refresh()
+
+
+class _Shown:
+    """The picker's own output."""
+
+    def __init__(self, picker: DevicePicker) -> None:
+        self._picker = picker
+
+    def __repr__(self) -> str:
+        return repr(self._picker)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self._picker._repr_mimebundle_(**options)
+
+
+class _Foot:
+    """What stands in place of a picker whose kernel is gone: in a notebook that is opened again, on GitHub, in a page made of it.
+
+    The first rule hides it while a picker is drawn in the same cell, the second JupyterLab's "Error displaying widget" below it.
+    """
+
+    def __repr__(self) -> str:
+        return "Device picker: run this cell to choose devices."
+
+    def _repr_html_(self) -> str:
+        return FOOT.format(text=repr(self))
+
+
+# That error alone puts the widget's class on the output node itself.
+FOOT = """<div class="ice-devices-foot">{text}<style>
+.jp-OutputArea:has(.ice-devices) > .jp-OutputArea-child:has(.ice-devices-foot),
+.output:has(.ice-devices) > .output_area:has(.ice-devices-foot) {{ display: none }}
+.jp-OutputArea:has(.ice-devices-foot) > .jp-OutputArea-child > .jp-OutputArea-output.jupyter-widgets {{ display: none }}
+</style></div>"""
 
 
 _HANDLERS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ice_notebook import devices as d
-from ice_notebook.errors import DeviceError
+from ice_notebook.errors import DeviceError, format_size, join
 from ice_notebook.holders import Holder, Use, Whose
 from ice_notebook.machine import Gpu, Inventory
 from ice_notebook.readings import Reading
@@ -75,6 +75,20 @@ def snapshot(inventory: Inventory, uses: Mapping[str, Use], selection: Selection
         "variable": inventory.cuda_visible_devices if inventory.gpus else None,
         "n_hidden": n_hidden,
     }
+
+
+def listing(inventory: Inventory, uses: Mapping[str, Use]) -> list[str]:
+    """Return the machine as lines, for where there is no page."""
+    lines = []
+    for number, gpu in enumerate(inventory.visible):
+        use = uses.get(gpu.uuid, UNREAD)
+        used = use.reading.memory_used_bytes
+        memory = f"{'?' if used is None else format_size(used)} of {format_size(gpu.memory_bytes)}" if gpu.memory_bytes else ""
+        words = [f"cuda:{number}", gpu.name, memory, join(use.obstacles(gpu.memory_bytes)) or "free"]
+        lines.append("  ".join(filter(None, words)))
+    if not lines:
+        lines.append(f"No GPU can be used here: {inventory.why_no_cuda}.")
+    return [*lines, f"{inventory.n_cores} CPU core{'' if inventory.n_cores == 1 else 's'}"]
 
 
 def _gpu(name: str, gpu: Gpu, use: Use, *, is_picked: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 from dataclasses import replace
@@ -13,19 +14,17 @@ import comm
 import ipykernel.kernelapp  # noqa: F401 - it chooses the class of comms when it is imported; a test chooses later
 import pytest
 from comm.base_comm import BaseComm
-from recorded_machines import TRAIN, Recorded, eight, masked, reading, reticent, use, with_mig, without_gpus
+from recorded_machines import TRAIN, eight, masked, reticent, use, with_mig, without_gpus
 from support import wait_until
 
 import ice_notebook
 from ice_notebook import DevicePicker, ElasticLauncher, machine, notebook, picked
 from ice_notebook.devices import convert_devices, parse_devices
 from ice_notebook.errors import DeviceError
-from ice_notebook.holders import Use
 from ice_notebook.machine import Inventory
-from ice_notebook.readings import Reading
 from ice_notebook.widgets import device_picker
 from ice_notebook.widgets.device_picker import FIRST_LOOK_S, LOOK_S, READ_EVERY_S, ThisMachine
-from ice_notebook.widgets.picker_state import Selection, select, snapshot
+from ice_notebook.widgets.picker_state import Selection, listing, select, snapshot
 
 SCRIPT = Path(device_picker.__file__).with_suffix(".js")
 
@@ -100,7 +99,7 @@ def test_the_first_message_has_all_that_a_page_draws(opened):
     state = page.heard()[0]
     assert [gpu["id"] for gpu in state["gpus"]] == [f"cuda:{n}" for n in range(8)]
     assert [gpu["status"] for gpu in state["gpus"]] == ["free", "in use", "free", "yours", "yours", "in use", "in use", "free"]
-    assert (state["n_cores"], state["text"], state["label"], state["rev"]) == (192, "", "recorded: 8 × H200", 1)
+    assert (state["n_cores"], state["text"], state["label"], state["rev"]) == (192, "", "recorded: eight H200", 1)
     assert (state["variable"], state["n_hidden"], state["no_gpu"]) == (None, 0, "")
 
 
@@ -376,9 +375,12 @@ def test_one_tab_that_goes_away_leaves_the_other_its_readings(opened, by_hand):
     assert picker._turn() is None
 
 
-def test_a_picker_that_is_displayed_is_read_until_its_page_can_speak(opened, by_hand, shell):
+def test_a_picker_that_is_displayed_is_read_until_its_page_can_speak(opened, by_hand, shell, monkeypatch):
     picker, _ = opened()
-    picker._repr_mimebundle_()
+    shown = []
+    monkeypatch.setattr(notebook, "display", shown.append)
+    picker._ipython_display_()
+    assert list(map(repr, shown)) == ["DevicePicker()", "Device picker: run this cell to choose devices."]
     assert picker._turn() is not None
     by_hand.now += FIRST_LOOK_S + 1
     assert picker._turn() is None
@@ -386,7 +388,8 @@ def test_a_picker_that_is_displayed_is_read_until_its_page_can_speak(opened, by_
 
 def test_outside_a_kernel_displaying_starts_nothing(opened):
     picker, _ = opened()
-    picker._repr_mimebundle_()
+    with pytest.raises(NotImplementedError):
+        picker._ipython_display_()
     assert picker._thread is None
 
 
@@ -427,6 +430,25 @@ def test_a_closed_picker_reads_no_more(opened):
     assert not thread.is_alive()
 
 
+# ---- without a page
+
+
+def test_where_there_is_no_page_the_machine_is_told_in_lines():
+    source = with_mig()
+    assert listing(source.machine, source.uses) == [
+        "cuda:0  NVIDIA H200 MIG 1g.18gb  102 MiB of 16 GiB  free",
+        "cuda:1  NVIDIA H200 MIG 1g.18gb  12.3 GiB of 16 GiB  alice (python, 12.2 GiB)",
+        "cuda:2  NVIDIA H200 MIG 1g.18gb  102 MiB of 16 GiB  free",
+        "cuda:3  NVIDIA H200  0 B of 140 GiB  free",
+        "64 CPU cores",
+    ]
+    assert listing(reticent().machine, {}) == ["cuda:0  NVIDIA GB10  the driver does not say", "20 CPU cores"]
+    assert listing(Inventory(problem="this machine has no NVIDIA driver"), {}) == [
+        "No GPU can be used here: this machine has no NVIDIA driver.",
+        "1 CPU core",
+    ]
+
+
 # ---- what goes wrong
 
 
@@ -459,15 +481,10 @@ def test_a_refused_beginning_leaves_no_half_made_widget_that_complains(opened, r
 
 def run_script(expression, *values):
     """Return the value of an expression over what the script exports."""
-    program = (
-        f"import(process.argv[1]).then((m) => console.log(JSON.stringify((({expression}))(m, ...JSON.parse(process.argv[2])))))"
-    )
-    done = subprocess.run(
-        ["node", "--input-type=module", "-e", program, SCRIPT.as_uri().replace(".js", ".js"), json.dumps(values)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    address = "data:text/javascript;base64," + base64.b64encode(SCRIPT.read_bytes()).decode()
+    call = f"console.log(JSON.stringify(({expression})(module, ...JSON.parse(process.argv[1]))))"
+    program = f"import({address!r}).then((module) => {call})"
+    done = subprocess.run(["node", "-e", program, json.dumps(values)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -517,6 +534,3 @@ def test_a_crowd_is_cut_and_counted(opened):
 
 def test_the_picker_is_public():
     assert ice_notebook.DevicePicker is DevicePicker
-    assert Use(Reading()).obstacles(1) == ["the driver does not say"]
-    assert reading(1).memory_used_bytes == 1 << 30
-    assert isinstance(Recorded(Inventory()).look([]), dict)
