@@ -422,14 +422,16 @@ class Pane {
       this.draw();
     });
     this.node = el('section', 'ice-pane', el('div', 'ice-head', title), el('div', 'ice-body', this.box, this.empty, this.jump));
-    for (const kind of ['wheel', 'touchmove', 'pointerdown', 'keydown']) {
-      this.box.addEventListener(kind, () => (this.touchedAt = performance.now()), { passive: true });
-    }
+    for (const kind of ['wheel', 'touchmove', 'pointerdown']) this.box.addEventListener(kind, () => this.touched(), { passive: true });
     this.box.addEventListener('scroll', () => this.scrolled(), { passive: true });
     this.rows.addEventListener('click', (/** @type {any} */ event) => {
       const place = event.target.closest('[data-gap],[data-hit]');
       if (place) view.pick(JSON.parse(place.dataset.gap || place.dataset.hit), !!place.dataset.gap);
     });
+  }
+
+  touched() {
+    this.touchedAt = performance.now();
   }
 
   scrolled() {
@@ -794,7 +796,14 @@ class View {
     this.due = 0;
     this.build();
     // A notebook's shortcuts cut, delete and change cells. None of them is meant for the focused cell while something here has the focus.
-    this.root.addEventListener('keydown', (/** @type {Event} */ event) => event.stopPropagation());
+    // Notebook 7 hears keys at the document, on their way down; the window is before it. What the browser itself does with a key stays.
+    this.keys = (/** @type {any} */ event) => {
+      if (!this.root.contains(event.target)) return;
+      event.stopPropagation();
+      if (event.target === this.search && event.key === 'Enter') this.step(event.shiftKey ? -1 : 1);
+      for (const pane of this.panes.values()) if (pane.box === event.target) pane.touched();
+    };
+    window.addEventListener('keydown', this.keys, true);
     this.root.addEventListener('click', (/** @type {MouseEvent} */ event) => {
       // nbclassic takes care of focused widgets itself, and takes a lost focus amiss.
       const isClassic = !!(/** @type {any} */ (window).Jupyter?.notebook);
@@ -846,10 +855,6 @@ class View {
         this.at = -1;
         redraw({ query: this.search.value });
       },
-      // No value is returned: `false` would undo the key.
-      onkeydown: (/** @type {KeyboardEvent} */ event) => {
-        if (event.key === 'Enter') this.step(event.shiftKey ? -1 : 1);
-      },
     });
     this.hits = button('ice-hits', '', 'Next hit', () => this.step(1));
     this.files = button('ice-files', 'whole files', 'Search the whole log files', () => this.searchFiles());
@@ -865,6 +870,7 @@ class View {
   }
 
   close() {
+    window.removeEventListener('keydown', this.keys, true);
     this.chosen.height = this.logs.style.height;
     this.link.kept.push(this.chosen);
     this.link.views.delete(this.wake);

@@ -6,7 +6,7 @@ Both front ends cut, delete and change the selected cell at a single key, and th
 from __future__ import annotations
 
 import pytest
-from harness import Notebook7, wait_until
+from harness import wait_until
 
 APPS = ["lab", "notebook7"]
 RUN = """
@@ -39,10 +39,7 @@ def page(desk, request):
 
 
 @pytest.mark.parametrize("how", ["pointer", "keyboard"])
-def test_no_key_on_a_focused_button_touches_the_cells(page, how, request):
-    if how == "keyboard" and isinstance(page.server, Notebook7):
-        why = "Notebook 7 hears keys in the capture phase, before the panel: only a capturing listener of the window is earlier"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_no_key_on_a_focused_button_touches_the_cells(page, how):
     before = state_of(page)
     tab, chip = page.panel(1).tab("Logs"), page.panel(1).root.locator("button[aria-pressed]:visible").first
     # Enter and Space are a button's own: they press what is focused.
