@@ -110,7 +110,7 @@ def _sentence(text: str) -> str:
 
 def _rank(rank: RankState) -> dict[str, Any]:
     code = rank.failure.exit_code if rank.failure and rank.failure.exit_code is not None else rank.exit_code
-    note = _exit_text(code) if rank.failure else ""
+    note = _exit_text(code).replace("exit code", "exit") if rank.failure else ""  # a chip has little room
     return {"rank": rank.rank, "device": rank.device, "phase": rank.phase.value, "note": note or rank.note, "pid": rank.pid}
 
 

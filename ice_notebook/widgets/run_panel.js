@@ -226,7 +226,7 @@ function el(tag, name, ...parts) {
 
 /** A button that says what it does to those who cannot see it. @param {string} name @param {string} text @param {string} title @param {(event: any) => void} act */
 function button(name, text, title, act) {
-  return el('button', name, text, { type: 'button', title, ariaLabel: title || null, onclick: act });
+  return el('button', name, text, { type: 'button', title, ariaLabel: title ? [text, title].filter(Boolean).join(': ') : null, onclick: act });
 }
 
 /** Set what differs, so that selections and focus survive. @param {any} node @param {Record<string, any>} properties */

@@ -140,7 +140,9 @@ def test_a_run_that_is_still_going_has_a_report_that_does_not_race(shared_kernel
 
 def test_a_run_in_another_cell_shows_its_panel_and_the_report(shared_kernel):
     launched = shared_kernel.run("%%elastic_launch devices=cpu dist_init=no -o run\ndef work():\n    return 1")
-    shown = [[out["data"]["text/plain"] for out in shared_kernel.run(text).outputs] for text in ("run", "run", "display(run); run", "1")]
+    shown = [
+        [out["data"]["text/plain"] for out in shared_kernel.run(text).outputs] for text in ("run", "run", "display(run); run", "1")
+    ]
     report = "Run: succeeded · 1 rank · cpu:0 · restarts 0/0\nrank 0: 1"
     panel = "RunPanel(work(), 1 rank)"
     assert [out["data"]["text/plain"] for out in launched.outputs] == [panel, report]

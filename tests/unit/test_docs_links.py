@@ -39,4 +39,4 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 def test_links_are_found() -> None:
     readme = LINK.findall(prose(ROOT / "README.md"))
     assert "docs/tutorial.md" in readme
-    assert "docs/images/panel-light.png" in readme
+    assert "docs/images/panel.gif" in readme

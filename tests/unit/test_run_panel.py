@@ -428,7 +428,7 @@ def test_a_failure_names_the_root_first_with_its_lines():
     assert root["traceback"] == FAILURE.traceback
     assert (echo["rank"], echo["is_communication"], "traceback" in echo) == (0, True, False)
     assert found["banner"] == {"kind": "failed", "text": "Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero."}
-    assert [rank["note"] for rank in found["ranks"]] == ["exit code 1", "exit code 1", ""]
+    assert [rank["note"] for rank in found["ranks"]] == ["exit 1", "exit 1", ""]
     assert found["folder"] == "/runs/x"
 
 
