@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from harness import wait_until
 
 pytestmark = pytest.mark.browser
 
@@ -112,14 +113,19 @@ def test_a_search_marks_counts_and_goes_from_hit_to_hit(panel):
 
 
 def test_what_was_skipped_is_read_back_by_a_click(panel):
-    _, shown = panel(1, "out(0, ''.join(f'line {i}\\n' for i in range(3000)))")
+    page, shown = panel(1, "out(0, ''.join(f'line {i}\\n' for i in range(3000)))")
     shown.get_by_text("line 2999").first.wait_for()
     shown.locator(".ice-scroll").evaluate("(node) => { node.dispatchEvent(new WheelEvent('wheel')); node.scrollTop = 0 }")
-    gap = shown.get_by_role("button", name=re.compile(r"… 2\s800 lines not shown: read them"))
-    gap.click()
-    shown.get_by_role("button", name=re.compile(r"… 1\s800 lines not shown: read them")).click()
-    shown.get_by_role("button", name=re.compile("… 800 lines not shown: read them")).click()
+    gap = shown.get_by_role("button", name=re.compile(r"… [\d\s]+ lines not shown: read them"))
+    gap.wait_for()
+    sizes = []
+    # How many are missing at first depends on what the page was given when it said hello.
+    while gap.count():
+        sizes.append(gap.inner_text())
+        gap.click()
+        wait_until(lambda: not gap.count() or gap.inner_text() != sizes[-1], page=page)
     rows(shown).get_by_text("line 0", exact=True).wait_for()
+    assert 1 <= len(sizes) <= 3
 
 
 def test_the_whole_files_are_searched_and_a_hit_leads_to_its_place(panel):
