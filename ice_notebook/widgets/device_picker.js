@@ -194,6 +194,7 @@ class Link {
     /** @type {Asked[]} what the kernel has not taken up yet */
     this.asked = [];
     this.hasHeard = this.isCut = this.isLooking = false;
+    this.stale = -1; // the time of the reading that was there when somebody came back; after a newer one the cards are sorted
     this.heardAt = this.lookedAt = performance.now();
     this.timer = 0;
     this.handlers = {
@@ -209,7 +210,17 @@ class Link {
     for (const [name, f] of Object.entries(this.handlers)) this.model.off(name, f);
     document.removeEventListener('visibilitychange', this.seen);
     clearInterval(this.timer);
-    if (this.isLooking) this.model.send({ kind: 'away', tab: this.tab });
+    if (this.isLooking) this.post({ kind: 'away' });
+  }
+
+  /** @param {Record<string, any>} content */
+  post(content) {
+    if (this.isCut) return;
+    try {
+      this.model.send({ ...content, tab: this.tab });
+    } catch {
+      // The connection was closed just now. The front end says so a moment later.
+    }
   }
 
   /** @returns {State} */
@@ -234,8 +245,14 @@ class Link {
     this.hasHeard = true;
     this.isCut = false;
     this.heardAt = performance.now();
-    const { taken } = this.state;
-    this.asked = this.asked.filter(({ nonce }) => !taken.includes(nonce));
+    const { taken, read_at } = this.state;
+    const isTaken = (/** @type {Asked} */ { nonce }) => taken.includes(nonce);
+    const isSorted = this.asked.some((one) => isTaken(one) && /free|refresh/.test(one.kind));
+    this.asked = this.asked.filter((one) => !isTaken(one));
+    if (isSorted || (this.stale >= 0 && read_at !== this.stale)) {
+      this.stale = -1;
+      for (const view of this.views) view.order = [];
+    }
     this.changed();
   }
 
@@ -257,26 +274,25 @@ class Link {
     clearInterval(this.timer);
     if (isSeen) {
       this.heardAt = performance.now();
-      for (const view of this.views) view.order = [];
-      this.send('look');
+      this.stale = this.state.read_at;
+      this.sayLook();
       this.timer = window.setInterval(() => this.tick(), 500);
-    } else this.model.send({ kind: 'away', tab: this.tab });
+    } else this.post({ kind: 'away' });
   }
 
-  /** @param {string} kind */
-  send(kind) {
+  sayLook() {
     this.lookedAt = performance.now();
-    this.model.send({ kind, tab: this.tab });
+    this.post({ kind: 'look' });
   }
 
   tick() {
     const now = performance.now();
     // Only when the last one was answered: a busy kernel keeps what it is sent.
-    if (now - this.lookedAt > RENEW * 1000 && this.heardAt >= this.lookedAt) this.send('look');
+    if (now - this.lookedAt > RENEW * 1000 && this.heardAt >= this.lookedAt) this.sayLook();
     for (const one of this.asked) {
       if (one.sent < AGAIN.length && now - one.at > AGAIN[one.sent] * 1000) {
         one.sent++;
-        this.model.send(this.message(one));
+        this.post(this.message(one));
       }
     }
     this.changed();
@@ -286,13 +302,13 @@ class Link {
   ask(kind, more = {}) {
     const one = { kind, ...more, nonce: Math.random().toString(36).slice(2), at: performance.now(), sent: 0 };
     this.asked.push(one);
-    this.model.send(this.message(one));
+    this.post(this.message(one));
     this.changed();
   }
 
   /** @param {Asked} one */
   message({ at, sent, ...content }) {
-    return { ...content, tab: this.tab };
+    return content;
   }
 }
 
@@ -311,7 +327,11 @@ class View {
     this.last = null;
     this.build();
     // A notebook's shortcuts cut, delete and change cells. None of them is meant for the focused cell while something here has the focus.
-    this.root.addEventListener('keydown', (/** @type {Event} */ event) => event.stopPropagation());
+    // Notebook 7 hears keys at the document, on their way down; the window is before it. What the browser itself does with a key stays.
+    this.keys = (/** @type {KeyboardEvent} */ event) => {
+      if (this.root.contains(event.target)) event.stopPropagation();
+    };
+    window.addEventListener('keydown', this.keys, true);
     this.root.addEventListener('click', (/** @type {MouseEvent} */ event) => {
       // nbclassic takes care of focused widgets itself, and takes a lost focus amiss. Who types a number goes on to type.
       const isClassic = !!(/** @type {any} */ (window).Jupyter?.notebook);
@@ -331,16 +351,12 @@ class View {
 
   build() {
     const { link } = this;
-    const again = (/** @type {string} */ kind) => {
-      this.order = [];
-      link.ask(kind);
-    };
     this.facts = el('span', 'ice-facts');
     this.label = el('span', 'ice-label');
     this.buttons = [
-      button('', 'All free', 'Pick all GPUs that nobody uses', () => again('free')),
+      button('', 'All free', 'Pick all GPUs that nobody uses', () => link.ask('free')),
       button('', 'None', 'Pick nothing', () => link.ask('none')),
-      button('', 'Refresh', 'Look at the machine again', () => again('refresh')),
+      button('', 'Refresh', 'Look at the machine again', () => link.ask('refresh')),
     ];
     const header = el('div', 'ice-header', el('b', '', 'Devices'), this.facts, this.label, el('span', 'ice-buttons', ...this.buttons));
     this.notes = ['ice-trouble', 'ice-problem', 'ice-mask', 'ice-none'].map((name) => el('div', `ice-note ${name}`));
@@ -365,6 +381,7 @@ class View {
 
   close() {
     this.sight.disconnect();
+    window.removeEventListener('keydown', this.keys, true);
     this.link.views.delete(this);
     this.link.look();
     this.root.remove();
