@@ -55,8 +55,8 @@ A kind alone is one rank; a list has one rank for each of its devices.
 """
 
 DEVICES_TAIL = """
-From Python a list of GPU numbers (`[0, 1]`), a list of texts, a `torch.device`, or an object that has `devices`, such as another
-launcher, is as good.
+From Python a list of GPU numbers (`[0, 1]`), a list of texts, a `torch.device`, or an object that has `devices`, such as a picker or another
+launcher, is as good. [Choosing devices](devices.md) is about the picker, and about devices for a whole notebook.
 
 `cuda:0` is the first GPU that the notebook sees: the first entry of its `CUDA_VISIBLE_DEVICES`, or of the PCI bus order that `nvidia-smi`
 shows. Every rank sees the chosen GPUs, in the chosen order and once each, so that `LOCAL_RANK` is right as a device number also for

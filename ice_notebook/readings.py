@@ -61,7 +61,8 @@ def _read(nvml: Any, gpu: Gpu) -> Reading:
     board = ask(nvml.nvmlDeviceGetHandleByIndex, gpu.board) if gpu.is_mig else handle
     load = ask(nvml.nvmlDeviceGetUtilizationRates, handle)
     power, limit = ask(nvml.nvmlDeviceGetPowerUsage, board), ask(nvml.nvmlDeviceGetEnforcedPowerLimit, board)
-    running = ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    # By its version: without one, pynvml meets a driver older than 510 with an exception that is no NVMLError.
+    running = ask(nvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
     return Reading(
         memory_used_bytes=_memory_used(nvml, ask, handle),
         load_percent=None if load is None else int(load.gpu),

@@ -1,4 +1,4 @@
-"""The examples of the README and the tutorial do what stands below them."""
+"""The examples of the README, the tutorial and other pages do what stands below them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def shown(outcome: Outcome) -> str:
     return "".join(text if text.endswith("\n") else text + "\n" for text in texts)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/devices.md"])
 def test_the_examples_of_a_page_do_what_stands_below_them(page: str, cache: Path) -> None:
     kernel = Kernel(extension=False)
     try:

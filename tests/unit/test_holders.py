@@ -77,7 +77,7 @@ class FakeNvml:
     def nvmlDeviceGetEnforcedPowerLimit(self, handle):
         return 700_000
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+    def nvmlDeviceGetComputeRunningProcesses_v3(self, handle):
         return [SimpleNamespace(pid=4711, usedGpuMemory=60 * GIB), SimpleNamespace(pid=4712, usedGpuMemory=None)]
 
 
@@ -106,7 +106,7 @@ def test_an_instance_has_the_temperature_and_the_power_of_its_board_and_no_load(
         ("nvmlDeviceGetTemperature", {"temperature_c": None}),
         ("nvmlDeviceGetPowerUsage", {"power_w": None}),
         ("nvmlDeviceGetEnforcedPowerLimit", {"power_limit_w": None}),
-        ("nvmlDeviceGetComputeRunningProcesses", {"processes": None}),
+        ("nvmlDeviceGetComputeRunningProcesses_v3", {"processes": None}),
     ],
 )
 def test_what_a_driver_refuses_to_say_is_none_and_the_rest_is_there(refused, lost):
@@ -121,6 +121,12 @@ def test_an_older_driver_counts_its_own_memory_too():
 @pytest.mark.parametrize("nvml", ["this machine has no NVIDIA driver", FakeNvml("nvmlInit"), FakeNvml("nvmlDeviceGetHandleByUUID")])
 def test_without_a_driver_or_a_gpu_nothing_is_known(nvml):
     assert read_now([BOARD], nvml) == {"GPU-0": Reading()}
+
+
+def test_the_functions_that_are_asked_are_there_in_pynvml():
+    pynvml = pytest.importorskip("pynvml")
+    asked = {name for name in vars(FakeNvml) if name.startswith("nvml")} | {"NVML_TEMPERATURE_GPU", "nvmlMemory_v2"}
+    assert asked <= set(dir(pynvml))
 
 
 # ---- whose a process is
