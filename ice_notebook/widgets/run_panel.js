@@ -120,11 +120,17 @@ export class Lines {
     return { n: from, text: '', gap: next.first - from };
   }
 
+  /** Whether a line is here. @param {number} n */
+  has(n) {
+    return this.runs.some(({ first, lines }) => n >= first && n < first + lines.length);
+  }
+
   /** The row of a line number, or of the gap that it fell into. @param {number} n */
   rowOf(n) {
     let row = 0;
     for (let i = 0; i < this.runs.length && this.runs[i].first <= n; i++) {
-      row = this.starts[i] + Math.min(n - this.runs[i].first, this.runs[i].lines.length - 1);
+      const { first, lines } = this.runs[i];
+      row = this.starts[i] + Math.min(n - first, i + 1 < this.runs.length ? lines.length : lines.length - 1);
     }
     return row;
   }
@@ -417,7 +423,7 @@ class Pane {
     this.pad = el('div', 'ice-pad', this.rows);
     this.box = el('div', 'ice-scroll', this.pad, { tabIndex: 0, role: 'log', ariaLabel: `Output of ${title}`, ariaLive: 'off' });
     this.empty = el('div', 'ice-empty');
-    this.jump = button('ice-jump', '↓ newest', 'Follow the newest output', () => {
+    this.jump = button('ice-jump', '↓ newest', 'Follow the output', () => {
       this.follows = true;
       this.draw();
     });
@@ -492,8 +498,9 @@ class Pane {
 
   /** @param {Row} row */
   drawRow({ rank, n, text, gap }) {
+    const skipped = `… ${many(gap, 'line')} not shown`;
     const line = gap
-      ? el('div', 'ice-note', this.view.isLive ? button('ice-gap', `… ${many(gap, 'line')} not shown: read them`, '', () => {}) : `… ${many(gap, 'line')} not shown; the log file has them`)
+      ? el('div', 'ice-note', this.view.isLive ? button('ice-gap', skipped + ': read them', '', () => {}) : skipped + '; the log file has them')
       : drawLine(text, this.query, this.view.link.state.home);
     if (gap) line.dataset.gap = JSON.stringify([rank, n, gap]);
     if (this.source === this.view.found) line.dataset.hit = JSON.stringify([rank, n]);
@@ -645,26 +652,26 @@ class Link {
       }
       if (!this.lacks) for (const [rank, lines] of this.lines) this.solid[rank] = lines.end;
     } else if (tab === this.tab) {
-      if (kind === 'lines') this.put(message, buffers, true);
+      if (kind === 'lines') this.put(message, buffers);
       else this.answer(message, buffers);
     }
     this.changed();
   }
 
-  /** Take lines. @param {any} message @param {DataView[]} buffers @param {boolean} [isOld] they were asked for */
-  put(message, buffers, isOld = false) {
+  /** Take lines. @param {any} message @param {DataView[]} buffers */
+  put({ kind, parts }, buffers) {
     const decoder = new TextDecoder();
-    message.parts.forEach((/** @type {number[]} */ [rank, first, n], /** @type {number} */ i) => {
+    parts.forEach((/** @type {number[]} */ [rank, first, n], /** @type {number} */ i) => {
       const lines = this.of(rank);
-      if (isOld) lines.extra += n;
+      if (kind === 'lines') lines.extra += n;
       lines.put(first, decoder.decode(buffers[i]).split('\n'));
       const known = this.ordered[rank] || 0;
-      if (first + n > known) {
-        // What is missing before them is a row as well.
-        if (first > known) this.order.push({ rank, n: known });
-        for (let k = Math.max(first, known); k < first + n; k++) this.order.push({ rank, n: k });
-        this.ordered[rank] = first + n;
-      } else if (first < known) this.insert(rank, first, n);
+      if (kind !== 'output' && first < known) this.insert(rank, first, Math.min(known, first + n));
+      if (first + n <= known) return;
+      // What is missing before them is a row as well.
+      if (first > known) this.order.push({ rank, n: known });
+      for (let k = Math.max(first, known); k < first + n; k++) this.order.push({ rank, n: k });
+      this.ordered[rank] = first + n;
     });
     if (this.order.length > RING * 1.1 + [...this.lines.values()].reduce((sum, lines) => sum + lines.extra, 0)) {
       this.dropped += this.order.length - RING;
@@ -673,14 +680,14 @@ class Link {
     this.version++;
   }
 
-  /** Give lines that were missing their rows in the order. @param {number} rank @param {number} first @param {number} n */
-  insert(rank, first, n) {
-    const lines = this.of(rank);
-    const end = first + n + (lines.at(lines.rowOf(first + n)).gap ? 1 : 0); // what is still missing after them is a row as well
-    const at = this.order.findIndex((row) => row.rank === rank && row.n >= first);
-    const rows = Array.from({ length: end - first }, (_, i) => ({ rank, n: first + i }));
-    this.order = this.order.filter((row) => row.rank !== rank || row.n < first || row.n >= end);
-    this.order.splice(at < 0 ? this.order.length : at, 0, ...rows);
+  /** Give lines that were missing their rows in the order. @param {number} rank @param {number} first @param {number} end */
+  insert(rank, first, end) {
+    const known = new Set(this.order.filter((row) => row.rank === rank).map((row) => row.n));
+    const rows = [];
+    if (end < (this.ordered[rank] || 0) && !this.of(rank).has(end)) end++; // what is still missing after them is a row as well
+    for (let n = first; n < end; n++) if (!known.has(n)) rows.push({ rank, n });
+    const at = this.order.findIndex((row) => rows.length && row.rank === rank && row.n > rows[0].n);
+    if (at >= 0) this.order.splice(at, 0, ...rows);
   }
 
   /** @param {number} rank */
@@ -753,11 +760,11 @@ class Link {
     const { phase, grace } = this.state;
     const press = this.pressed;
     const age = press ? performance.now() - press.at : Infinity;
-    if (this.condition !== 'live') return { text: 'Stop', op: '', title: 'There is no kernel that could stop it', off: true };
+    if (this.condition !== 'live') return { text: 'Stop', op: '', title: 'No kernel could stop it', off: true };
     if (press && press.op === 'kill' && (age < 3000 || !press.isTaken))
-      return { text: 'Killing…', op: '', title: 'All processes of the run are being ended', off: true };
+      return { text: 'Killing…', op: '', title: 'Processes are being ended', off: true };
     // A double click is one press.
-    if (press && age < 600) return { text: 'Stopping…', op: '', title: 'All ranks are asked to stop', off: true };
+    if (press && age < 600) return { text: 'Stopping…', op: '', title: 'Ranks are asked to stop', off: true };
     if (press || phase === 'stopping')
       return { text: 'Kill now', op: 'kill', title: `Ranks have up to ${grace} s to finish. Press to end them at once`, off: false };
     return { text: 'Stop', op: 'stop', title: `Stop all ranks; they have up to ${grace} s to finish`, off: false };
@@ -765,12 +772,12 @@ class Link {
 
   /** What went wrong on the way between page and kernel. @returns {string} */
   get trouble() {
-    if (this.condition === 'saved') return 'Saved view: no kernel answers. It shows what was known when the notebook was saved.';
-    if (this.condition === 'gone') return 'The kernel is gone or was restarted: this is the last that was heard of the run.';
+    if (this.condition === 'saved') return 'Saved view: no kernel answers. This was known when the notebook was saved.';
+    if (this.condition === 'gone') return 'The kernel is gone or was restarted: this was the last of the run.';
     const press = this.pressed;
     if (press && !press.isTaken && !this.state.is_final && this.state.phase !== 'stopping' && performance.now() - press.at > 3000) {
       return press.isForced && !press.failed
-        ? 'The kernel was interrupted and has not answered yet.'
+        ? 'The kernel was interrupted and has not answered.'
         : 'The kernel is busy and has not taken the Stop; it is being repeated. The notebook’s own interrupt button may help.';
     }
     return '';
@@ -793,6 +800,7 @@ class View {
     this.found = null;
     this.findings = this.notice = '';
     this.at = -1; // the hit that was gone to
+    this.wanted = [0, -1]; // rank and number of a line that is shown as soon as it is here
     this.due = 0;
     this.build();
     // A notebook's shortcuts cut, delete and change cells. None of them is meant for the focused cell while something here has the focus.
@@ -837,7 +845,7 @@ class View {
     this.restartsBox = el('span', 'ice-fact', 'restarts ', this.restarts);
     this.stop = button('ice-stop', 'Stop', '', () => !link.button.off && link.press(link.button.op));
     this.banners = ['', ' ice-trouble', ' ice-problem', ' ice-notice'].map((name) => el('div', 'ice-banner' + name, { role: 'status' }));
-    this.strip = el('div', 'ice-strip', { role: 'group', ariaLabel: 'Ranks: choose whose output is shown' });
+    this.strip = el('div', 'ice-strip', { role: 'group', ariaLabel: 'Ranks whose output is shown' });
     this.badges = { Results: el('span', 'ice-badge'), Failure: el('span', 'ice-badge ice-bad', '!') };
     /** @type {Record<string, any>} */
     this.tabs = {};
@@ -860,7 +868,7 @@ class View {
     this.files = button('ice-files', 'whole files', 'Search the whole log files', () => this.searchFiles());
     this.modes = ['grid', 'merged'].map((mode) => button('ice-mode', mode, mode === 'grid' ? 'Show a pane for each rank' : 'Show all ranks in one list', () => redraw({ mode })));
     this.copy = button('ice-copy', 'copy', 'Copy the output that is shown', () => this.copyShown());
-    this.download = button('ice-download', '↓ log', 'Download the log files of the ranks that are shown', () => this.downloadShown());
+    this.download = button('ice-download', '↓ log', 'Download the log files of these ranks', () => this.downloadShown());
     this.tools = el('div', 'ice-tools', this.attempts, this.search, this.hits, this.files, el('span', 'ice-modes', ...this.modes), this.copy, this.download);
     [this.logs, this.results, this.failure] = ['panes', 'page', 'page'].map((name) => el('div', 'ice-' + name, { role: 'tabpanel' }));
     this.logs.style.height = chosen.height;
@@ -1044,6 +1052,11 @@ class View {
     set(this.logs, { className: `ice-panes ${shape}${this.logs.style.height ? ' ice-sized' : ''}` });
     this.drawTools(state, query);
     this.drawPanes();
+    const [rank, line] = this.wanted;
+    if (link.of(rank).has(line)) {
+      this.wanted = [0, -1];
+      this.panes.get(rank)?.show(line);
+    }
   }
 
   /** @param {State} state @param {string} query */
@@ -1094,10 +1107,9 @@ class View {
     }
     this.found = null;
     Object.assign(this.chosen, { ranks: [rank], attempt: -1 });
-    const lines = this.link.of(rank);
-    if (lines.at(lines.rowOf(n)).gap) this.link.send('read', { rank, first: Math.max(0, n - 50), n: READ });
+    if (!this.link.of(rank).has(n)) this.link.send('read', { rank, first: Math.max(0, n - 50), n: READ });
+    this.wanted = [rank, n];
     this.draw();
-    this.panes.get(rank)?.show(n);
   }
 
   searchFiles() {
@@ -1131,7 +1143,7 @@ class View {
     const area = el('textarea', '', { value: texts.join('\n') + '\n' });
     this.root.append(area); // the clipboard of `navigator` is there on secure pages only
     area.select();
-    this.notice = document.execCommand('copy') ? `Copied ${many(texts.length, 'line')}.` : 'The browser does not let this page copy.';
+    this.notice = document.execCommand('copy') ? `Copied ${many(texts.length, 'line')}.` : 'The browser refused to copy.';
     area.remove();
     this.draw();
   }
@@ -1145,7 +1157,7 @@ class View {
     const read = () => ranks.length && this.link.send('file', { rank: ranks[0], attempt, offset: pieces.reduce((sum, piece) => sum + piece.byteLength, 0) });
     this.link.answer = ({ kind, rank, offset, size }, [piece]) => {
       if (kind !== 'file' || rank !== ranks[0]) return;
-      if (size > LARGEST) this.notice = `The log of rank ${rank} has ${bytes(size)}, too much for a page to hold. It is in ${this.link.state.folder}.`;
+      if (size > LARGEST) this.notice = `The log of rank ${rank} has ${bytes(size)}, too much for a page: it is in ${this.link.state.folder}.`;
       else {
         pieces.push(piece);
         if (offset + piece.byteLength < size && piece.byteLength) return setTimeout(read, 60);

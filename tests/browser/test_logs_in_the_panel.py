@@ -129,16 +129,39 @@ def test_what_was_skipped_is_read_back_by_a_click(panel):
 
 
 def test_the_whole_files_are_searched_and_a_hit_leads_to_its_place(panel):
-    _, shown = panel(2, "out(0, ''.join(f'line {i}\\n' for i in range(3000)))", "out(1, 'a line 1234 elsewhere\\n')")
-    shown.get_by_text("line 2999").first.wait_for()
+    page, shown = panel(
+        2,
+        "out(0, ''.join(f'line {i}\\n' for i in range(100)))",
+        "1",  # the page has these, and then a gap
+        "out(0, ''.join(f'line {i}\\n' for i in range(100, 8000)))",
+        "out(1, 'a line 1234 elsewhere\\n')",
+    )
+    shown.get_by_text("line 7999").first.wait_for()
     shown.get_by_role("searchbox").fill("line 1234")
     shown.get_by_role("button", name="Search the whole log files").click()
     shown.get_by_text("2 lines in the files", exact=True).wait_for()
     assert [text.replace("\n", "") for text in rows(shown).all_inner_texts()] == ["0line 1234", "1a line 1234 elsewhere"]
     rows(shown).first.click()
-    rows(shown).get_by_text("line 1230", exact=True).wait_for()
+    rows(shown).get_by_text("line 1234", exact=True).wait_for()
     rows(shown).get_by_text("line 1240", exact=True).wait_for()
     assert [head[:6] for head in heads(shown)] == ["rank 0"]
+
+
+def test_what_was_skipped_is_a_row_of_the_merged_list_as_well(panel):
+    _, shown = panel(
+        2,
+        "out(0, ''.join(f'line {i}\\n' for i in range(100)))",
+        "1",
+        "out(0, ''.join(f'line {i}\\n' for i in range(100, 8000)))",
+    )
+    shown.get_by_text("line 7999").first.wait_for()
+    shown.get_by_role("button", name="merged").click()
+    scroller = shown.locator(".ice-scroll")
+    scroller.evaluate("(node) => { node.dispatchEvent(new WheelEvent('wheel')); node.scrollTop = 95 * 16 }")
+    gap = shown.get_by_role("button", name=re.compile("not shown: read them"))
+    gap.wait_for()
+    gap.click()
+    rows(shown).get_by_text(re.compile(r"line (6|7)\d\d\d$")).first.wait_for()
 
 
 def test_the_output_of_one_attempt_can_be_chosen(panel):
