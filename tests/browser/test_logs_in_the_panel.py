@@ -129,7 +129,7 @@ def test_what_was_skipped_is_read_back_by_a_click(panel):
 
 
 def test_the_whole_files_are_searched_and_a_hit_leads_to_its_place(panel):
-    page, shown = panel(
+    _, shown = panel(
         2,
         "out(0, ''.join(f'line {i}\\n' for i in range(100)))",
         "1",  # the page has these, and then a gap
