@@ -8,6 +8,7 @@ import selectors
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any, Protocol
 
 from ice_notebook import processes
@@ -24,6 +25,7 @@ VIEW_BURST = 8
 ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
 EARLY_WAIT_S = 0.2  # the same before the first attempt, when nothing of the user's runs yet: importing torch deafens an agent
 LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
+END_BYTES = 64 * 1024  # of output that the agent left out at the end: enough for any last words
 _NEVER = float("inf")
 
 
@@ -164,7 +166,10 @@ class Follower(threading.Thread):
 
     def _take_frame(self, frame: Frame) -> None:
         if frame.kind == "output":
-            self._run.logs.feed(frame.fields["attempt"], frame.fields["rank"], frame.body, frame.fields["missed"])
+            attempt, rank, missed = frame.fields["attempt"], frame.fields["rank"], frame.fields["missed"]
+            # The agent's last word on output that it left out comes alone: what follows the gap, a rank's last lines, is in the file.
+            body = frame.body or _read_end(self._folder.output_log(attempt, rank), missed)
+            self._run.logs.feed(attempt, rank, body, missed - (len(body) - len(frame.body)))
         elif frame.kind == "progress":
             self._run.take_progress(frame.fields["attempt"], frame.fields["rank"], frame.fields["bars"])
         elif frame.kind == "event":
@@ -243,6 +248,18 @@ class Follower(threading.Thread):
     def _log_fault(self) -> None:
         with contextlib.suppress(OSError), open(self._folder.agent_log, "a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
+
+
+def _read_end(path: Path, n_bytes: int) -> bytes:
+    """Return whole lines from the end of a file, of its last `n_bytes`; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - min(n_bytes, END_BYTES))
+            file.seek(start)
+            end = file.read(END_BYTES)
+    except OSError:
+        return b""
+    return end if n_bytes <= END_BYTES else end[end.find(b"\n") + 1 :]
 
 
 def _how_it_ended(exit_code: int) -> str:

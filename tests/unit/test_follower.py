@@ -1,8 +1,13 @@
-"""How often views are told."""
+"""How often views are told, and what of a rank's output reaches them."""
 
 from __future__ import annotations
 
-from ice_notebook.follower import Pace
+import pytest
+
+from ice_notebook.follower import END_BYTES, Follower, Pace
+from ice_notebook.frames import Frame
+from ice_notebook.logs import RunLogs
+from ice_notebook.store import RunFolder
 
 
 def taken_at(pace: Pace, begin: float, end: float, step: float = 0.01) -> list[float]:
@@ -30,3 +35,32 @@ def test_a_pause_earns_one_burst_however_long_it_was():
 
 def test_without_a_burst_it_happens_once_an_interval():
     assert len(taken_at(Pace(0.1, burst=1), 100.0, 101.0)) == 10
+
+
+class Heard:
+    """As much of a run as takes output."""
+
+    def __init__(self, folder):
+        self.plan = type("Plan", (), {"run_id": "heard"})()
+        self.logs = RunLogs(folder.output_log)
+
+
+def output(missed, body=b""):
+    return Frame("output", {"attempt": 0, "rank": 0, "missed": missed}, body)
+
+
+@pytest.mark.parametrize("n_lines", [10, 20_000])
+def test_a_ranks_last_words_are_shown_although_the_agent_could_not_send_them(tmp_path, n_lines):
+    folder = RunFolder(tmp_path)
+    log = folder.output_log(0, 0)
+    log.parent.mkdir(parents=True)
+    begins, rest = b"first\r\nsecond and", b" half\r\n" + b"a line\r\n" * n_lines + b"last words\r\n"
+    log.write_bytes(begins + rest)
+    run = Heard(folder)
+    follower = Follower(run, folder, None)
+    follower._take_frame(output(0, begins))
+    follower._take_frame(output(len(rest)))
+    assert run.logs.tail(0, 2) == ["a line", "last words"]
+    chunks = run.logs.since({}).chunks
+    assert chunks[-1].end == n_lines + 3, "all lines are counted"
+    assert len(rest) < END_BYTES or chunks[-1].first > 2, "and those that are not shown are a gap"
