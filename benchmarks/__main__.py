@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.bench import Bench
+from benchmarks.bench import Bench, Compared
 from benchmarks.benches import BENCHES
 from benchmarks.benches.launch import Launch
 from benchmarks.figures import Value
@@ -29,7 +29,6 @@ def main(arguments: Sequence[str]) -> int:
     """Measure and report; return the exit status."""
     asked = _parser().parse_args(arguments)
     benches = [bench for bench in BENCHES if not asked.only or bench.name in asked.only]
-    peers = [peer for peer in PEERS if not asked.peers or peer.name in asked.peers]
     for number in (signal.SIGINT, signal.SIGTERM):  # every kernel is closed on the way out, also where a shell has SIGINT ignored
         signal.signal(number, _leave)
     measured: defaultdict[tuple[str, str, str], list[Value]] = defaultdict(list)
@@ -37,10 +36,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="ice-benchmark-", ignore_cleanup_errors=True) as scratch:
             try:
-                _warm_up(peers, Path(scratch))
+                _warm_up(
+                    [peer for peer in PEERS if any(peer in _asked_peers(bench, asked.peers) for bench in benches)], Path(scratch)
+                )
                 for rounds in range(1, asked.rounds + 1):
                     for bench in benches:
-                        for peer in _rotated([peer for peer in peers if bench.takes(peer)], rounds):
+                        for peer in _rotated(_asked_peers(bench, asked.peers), rounds):
                             _measure(bench, peer, Path(scratch), measured)
             finally:
                 _remove_values(Path(scratch))
@@ -54,7 +55,11 @@ def main(arguments: Sequence[str]) -> int:
     return status
 
 
-def _measure(bench: Bench, peer: Peer, scratch: Path, measured: defaultdict[tuple[str, str, str], list[Value]]) -> None:
+def _asked_peers(bench: Bench, names: Sequence[str] | None) -> list[Compared]:
+    return [peer for peer in bench.peers if not names or peer.name in names]
+
+
+def _measure(bench: Bench, peer: Compared, scratch: Path, measured: defaultdict[tuple[str, str, str], list[Value]]) -> None:
     began = time.monotonic()
     try:
         facts = bench.measure(peer, scratch)
@@ -79,7 +84,7 @@ def _remove_values(scratch: Path) -> None:
         store.remove_shared_dir(folder.name)
 
 
-def _rotated(peers: Sequence[Peer], by: int) -> Sequence[Peer]:
+def _rotated(peers: Sequence[Compared], by: int) -> Sequence[Compared]:
     by %= len(peers) or 1
     return [*peers[by:], *peers[:by]]
 
@@ -98,7 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=[bench.name for bench in BENCHES], help="measure only these; no page is written"
     )
     parser.add_argument(
-        "--peers", nargs="+", choices=[peer.name for peer in PEERS], help="only these launchers; no page is written"
+        "--peers",
+        nargs="+",
+        choices=sorted({peer.name for bench in BENCHES for peer in bench.peers}),
+        help="only these; no page is written",
     )
     parser.add_argument("--no-page", action="store_true", help=f"do not write {_PAGE.relative_to(ROOT)}")
     return parser

@@ -1,16 +1,27 @@
-"""What a measurement is: rows of a table, and a function that fills them for one launcher in one fresh kernel."""
+"""What a measurement is: rows of a table, and a function that fills them for one of those who are compared, in one fresh kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from benchmarks.figures import Value
-from benchmarks.peers import Peer
+from benchmarks.peers import PEERS
 
 # What one measurement gives for each row: several values when it launches several times. A row may be left out.
 Facts = Mapping[str, Sequence[Value]]
+OURS = "ours"  # the name of ours in each comparison
+
+
+class Compared(Protocol):
+    """One of those who are compared in a measurement."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -24,14 +35,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """A measurement. `measure(peer, scratch)` is called once a round for each peer, alone on the machine."""
+    """A measurement. `measure(peer, scratch)` is called once a round for each of `peers`, alone on the machine; ours is the first of them."""
 
     name: str
     title: str
     about: str
     rows: tuple[Row, ...]
-    measure: Callable[[Peer, Path], Facts]
-    takes: Callable[[Peer], bool] = lambda _: True
+    measure: Callable[[Any, Path], Facts]
+    peers: tuple[Compared, ...] = PEERS
 
 
 def words(value: object) -> str:

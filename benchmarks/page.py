@@ -11,9 +11,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.aims import AIMS, Summaries
-from benchmarks.bench import Bench, Row
+from benchmarks.bench import OURS, Bench, Row
 from benchmarks.figures import Beyond, Summary, Value, format_ratio, format_summary, format_words, summarise
-from benchmarks.peers import OURS, PEERS
 
 # By bench, row and peer, from all rounds.
 Measured = Mapping[tuple[str, str, str], Sequence[Value]]
@@ -46,17 +45,16 @@ def format_page(benches: Sequence[Bench], measured: Measured, rounds: int) -> st
 
 def format_table(bench: Bench, measured: Measured) -> str:
     """Return a bench's rows: ours first, then each peer with the ratio to it."""
-    peers = [peer for peer in PEERS if bench.takes(peer)]
-    others = [peer for peer in peers if peer is not OURS]
-    heads = ["", OURS.title, *(head for peer in others for head in (peer.title, "ratio"))]
+    ours, *others = bench.peers
+    heads = ["", ours.title, *(head for peer in others for head in (peer.title, "ratio"))]
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in bench.rows:
-        values = {peer.name: measured.get((bench.name, row.key, peer.name), ()) for peer in peers}
+        values = {peer.name: measured.get((bench.name, row.key, peer.name), ()) for peer in bench.peers}
         if not any(values.values()):
             continue
-        cells = [f"{row.text}{', ' + row.unit if row.unit not in {'', 'count', 'per s'} else ''}", _cell(row, values[OURS.name])]
+        cells = [f"{row.text}{', ' + row.unit if row.unit not in {'', 'count', 'per s'} else ''}", _cell(row, values[OURS])]
         for peer in others:
-            cells += [_cell(row, values[peer.name]), _ratio(row, values[OURS.name], values[peer.name])]
+            cells += [_cell(row, values[peer.name]), _ratio(row, values[OURS], values[peer.name])]
         lines.append(_line(cells))
     return "\n".join(lines) + "\n"
 

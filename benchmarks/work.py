@@ -74,6 +74,30 @@ def flood(folder, word, n):  # type: ignore[no-untyped-def]
     note(folder, begun=begun, ended=time.time())
 
 
+def talk(folder, rate, seconds):  # type: ignore[no-untyped-def]
+    """Print so many numbered lines a second, each with its time, from when all are told to go. A turn's lines are one `print`."""
+    import os
+    import time
+    from pathlib import Path
+
+    from benchmarks.work import note
+
+    rank = os.environ["RANK"]
+    Path(folder, f"{rank}.ready").touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.005)
+    begun = now = time.time()
+    n = 0
+    while now < begun + seconds:
+        due = int((now - begun) * rate)
+        if due > n:
+            print("\n".join(f"@{now:.3f} {rank} {i:07d} loss 0.4321 ".ljust(93, ".") for i in range(n, due)), flush=True)
+            n = due
+        time.sleep(0.01)
+        now = time.time()
+    note(folder, begun=begun, ended=now, printed=n)
+
+
 def fail(folder, how):  # type: ignore[no-untyped-def]
     """Have rank 1 fail while rank 0 waits for it in a collective."""
     import os

@@ -44,5 +44,5 @@ BENCH = Bench(
         Row("started", "has started", ""),
     ),
     measure=_measure,
-    takes=lambda peer: peer is OURS,
+    peers=(OURS,),
 )
