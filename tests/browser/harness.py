@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,28 @@ def _free_port() -> int:
 
 
 class Jupyter:
-    """A server with folders of its own. `environment` is added to its kernels'; `settings` are the user's, by plugin."""
+    """A server with folders of its own.
+
+    `environment` is added to its kernels'; `settings` are the user's, by plugin; `arguments` are more of its command line.
+    """
 
     module = ""  # what `python -m` starts
     application = ""  # the class that is configured
     own_errors: tuple[str, ...] = ()  # of the front end itself, while it starts
 
-    def __init__(self, *, environment: dict[str, str] | None = None, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        environment: dict[str, str] | None = None,
+        settings: dict[str, Any] | None = None,
+        arguments: Sequence[str] = (),
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ice-jupyter-"))
         self.root = self.folder / "notebooks"
         self.token = secrets.token_hex(16)
         self.url = ""
         self._environment = environment or {}
+        self._arguments = arguments
         self._settings = {**SETTINGS, **(settings or {})}
         self._names = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
@@ -139,6 +150,7 @@ class Jupyter:
             f"--ServerApp.root_dir={self.root}",
             "--ServerApp.allow_root=True",
             f"--{self.application}.expose_app_in_browser=True",
+            *self._arguments,
         ]
         with open(self.folder / "server.log", "wb") as log:
             self._process = subprocess.Popen(
