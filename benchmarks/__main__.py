@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--rounds N] [--only NAMES] [--no-page]`: measure, print the tables, write `docs/benchmarks.md`."""
+"""`python -m benchmarks [--rounds N] [--only NAMES [--update]] [--no-page]`: measure, print the tables, write `docs/benchmarks.md`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.bench import Bench, Compared
 from benchmarks.benches import BENCHES
 from benchmarks.benches.launch import Launch
 from benchmarks.figures import Value
-from benchmarks.page import format_page
+from benchmarks.page import format_page, update_page
 from benchmarks.peers import PEERS, Peer
 from benchmarks.session import CACHE, ROOT, fresh
 from ice_notebook import store
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     benches = [bench for bench in BENCHES if not asked.only or bench.name in asked.only]
     for number in (signal.SIGINT, signal.SIGTERM):  # every kernel is closed on the way out, also where a shell has SIGINT ignored
         signal.signal(number, _leave)
+    if asked.update:
+        update_page(_PAGE.read_text(), BENCHES, [], {}, asked.rounds)  # raises before anything is measured
     measured: defaultdict[tuple[str, str, str], list[Value]] = defaultdict(list)
     rounds = status = 0
     try:
@@ -50,8 +52,11 @@ def main(arguments: Sequence[str]) -> int:
         print("interrupted; what was measured so far:", file=sys.stderr)
     page = format_page(benches, measured, rounds)
     print(page)
-    if status == 0 and not asked.only and not asked.peers and not asked.no_page:
-        _PAGE.write_text(page)
+    if status == 0 and not asked.peers and not asked.no_page:
+        if not asked.only:
+            _PAGE.write_text(page)
+        elif asked.update:
+            _PAGE.write_text(update_page(_PAGE.read_text(), BENCHES, benches, measured, rounds))
     return status
 
 
@@ -101,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (default 3)")
     parser.add_argument(
         "--only", nargs="+", choices=[bench.name for bench in BENCHES], help="measure only these; no page is written"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="with --only: write their sections anew, in a page of this machine and so many rounds"
     )
     parser.add_argument(
         "--peers",

@@ -61,4 +61,11 @@ AIMS = (
     Aim("interrupt, blocked in C++: ranks gone", "stop_blocked", "gone", 0.5),
     Aim("interrupt, one asleep: ranks gone", "stop_asleep", "gone", 0.5),
     Aim("kernel killed: ranks gone", "kernel_killed", "gone", 2.0),
+    Aim("panel, 100,000 lines a second: frames", "panel_100k", "frames", 50, unit="per s", at_least=True),
+    Aim("panel, 100,000 lines a second: longest time between two", "panel_100k", "gap", 300, unit="ms"),
+    Aim("panel, 100,000 lines a second: 99 of 100 lines drawn", "panel_100k", "delay_99", 250, unit="ms"),
+    Aim("panel, 100,000 lines a second: kernel", "panel_100k", "cpu_kernel", 15, unit="%"),
+    Aim(
+        "panel, 100,000 lines a second: whole and in order in the log files", "panel_100k", "complete", 100, unit="%", at_least=True
+    ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,22 +26,47 @@ _HEAD = """\
 The same work through the same real kernel, ice_notebook beside other launchers in one run: torch's own elastic launcher called in the
 kernel with `start_method="spawn"`, and accelerate's `notebook_launcher`, which forks the kernel. A client of the kernel counts what it
 receives, one launch at a time, each launcher in a fresh kernel of its own, in an order that rotates from round to round; a first launch of
-each, not counted, has filled the file caches. Cells read median [least-most]; `ratio` is ice_notebook's median over the other's.
-`python -m benchmarks --rounds 3` measures for about 25 minutes and writes this page; it wants a machine that does nothing else.
+each, not counted, has filled the file caches. What a page shows is measured in JupyterLab in Chromium, each way in a server, a kernel and a
+browser of its own. Cells read median [least-most]; `ratio` is ice_notebook's median over the other's.
+`python -m benchmarks --rounds 3` measures for about 50 minutes and writes this page; it wants a machine that does nothing else.
+`--only NAME ... --update` measures some of it and writes their sections anew.
 """
-_MACHINE_HEAD = "## On what was this measured?\n"
-_AIMS_HEAD = "## Does it keep its bounds?\n\n| what | measured | bound | kept |\n|---|---|---|---|\n"
+_MACHINE_TITLE = "## On what was this measured?"
+_AIMS_TITLE = "## Does it keep its bounds?"
+_AIMS_HEAD = f"{_AIMS_TITLE}\n\n| what | measured | bound | kept |\n|---|---|---|---|\n"
 _PACKAGES = ("torch", "ipykernel", "ipython", "ipywidgets", "anywidget", "accelerate", "ice-notebook")
 
 
 def format_page(benches: Sequence[Bench], measured: Measured, rounds: int) -> str:
     """Return the whole page, in Markdown."""
-    parts = [_HEAD, _MACHINE_HEAD + "\n" + format_machine(rounds)]
+    parts = [_HEAD, f"{_MACHINE_TITLE}\n\n{format_machine(rounds)}"]
     parts += [f"## {bench.title}\n\n{bench.about}\n\n{format_table(bench, measured)}" for bench in benches]
     aims = format_aims(summaries_of(measured))
     if aims:
         parts.append(_AIMS_HEAD + aims)
     return "\n".join(parts)
+
+
+def update_page(page: str, every: Sequence[Bench], benches: Sequence[Bench], measured: Measured, rounds: int) -> str:
+    """Return a page with the sections and bounds of some benches written anew, everything else as it was; `every` has the order.
+
+    Raises:
+        ValueError: the page was measured on another machine, with other versions or another number of rounds.
+    """
+    old, new = _sections(page), _sections(format_page(benches, measured, rounds))
+    if old.get(_MACHINE_TITLE) != new[_MACHINE_TITLE]:
+        raise ValueError(f"The page was measured on something else, so all of it must be:\n{old.get(_MACHINE_TITLE, '')}")
+    lines = [line for sections in (old, new) for line in sections.get(_AIMS_TITLE, "").splitlines()]
+    newest = {aim: line for aim in AIMS for line in lines if line.startswith(f"| {aim.text} |")}
+    merged = {**old, **new, _AIMS_TITLE: _AIMS_HEAD + "\n".join(newest[aim] for aim in AIMS if aim in newest)}
+    titles = ["", _MACHINE_TITLE, *(f"## {bench.title}" for bench in every), _AIMS_TITLE]
+    return "\n\n".join(merged[title] for title in titles if title in merged) + "\n"
+
+
+def _sections(page: str) -> dict[str, str]:
+    """Return a page's sections by their title; what is before the first has none."""
+    parts = [part.rstrip("\n") for part in re.split("(?m)^(?=## )", page)]
+    return {"": parts[0], **{part.split("\n", 1)[0]: part for part in parts[1:]}}
 
 
 def format_table(bench: Bench, measured: Measured) -> str:

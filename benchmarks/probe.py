@@ -40,19 +40,15 @@ START = """({ panel, text }) => {
     };
     requestAnimationFrame(frame);
 }"""
-# How long ago a new line was drawn, and how long ago a frame; seconds.
-REST = """() => {
-    const { frames, lines } = window.iceProbe;
-    const last = (times) => times.length ? (Date.now() - times[times.length - 1]) / 1000 : 1e9;
-    return [last(lines.map(([drawn]) => drawn)), last(frames)];
-}"""
+# For how many seconds no new line was drawn.
+REST = "() => { const { lines } = window.iceProbe; return lines.length ? (Date.now() - lines[lines.length - 1][0]) / 1000 : 1e9 }"
 READ = "() => { const { frames, lines } = window.iceProbe; window.iceProbe.stops = true; return { frames, lines } }"
 
 
 def figures_of(noted: Mapping[str, Sequence[Any]], begun: float, ended: float) -> dict[str, list[Value]]:
     """Return what the page did while lines were printed, between two times in seconds.
 
-    A gap counts whole when it began in that time. Lines count that were printed in it, whenever they were drawn.
+    A gap counts whole when a part of it was in that time. Lines count that were printed in it, whenever they were drawn.
     """
     frames = [at / 1000 for at in noted["frames"]]
     inside = [at for at in frames if begun <= at < ended]

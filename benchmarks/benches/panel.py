@@ -68,7 +68,7 @@ def _after(view: View, page: Any, folder: Path) -> dict[str, list[Value]]:
     """Wait until the page is at rest, and return what it did while lines were printed."""
     notes = _wait(lambda: len(found := read_notes(folder)) == N_RANKS and found, LIMIT_S, "the ranks did not end")
     begun, ended = max(note["begun"] for note in notes.values()), min(note["ended"] for note in notes.values())
-    while min(page.page.evaluate(probe.REST)) < 0 or page.page.evaluate(probe.REST)[0] < CALM_S:
+    while page.page.evaluate(probe.REST) < CALM_S:
         time.sleep(0.1)
     page.wait_idle(LIMIT_S)
     facts = probe.figures_of(page.page.evaluate(probe.READ), begun, ended)
@@ -78,6 +78,8 @@ def _after(view: View, page: Any, folder: Path) -> dict[str, list[Value]]:
     page.save()
     facts["saved"] = [(page.server.root / page.name).stat().st_size / 1000]
     if view is OURS:
+        if "delay" not in facts:
+            raise RuntimeError("the panel shows no line")
         facts["complete"] = [_complete(Path(page.value("str(run.folder)")), notes)]
     return facts
 

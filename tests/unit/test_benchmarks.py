@@ -9,13 +9,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is no part of the package
 
-from benchmarks import work
+from benchmarks import probe, work
 from benchmarks.aims import Aim
 from benchmarks.bench import Bench, Row
+from benchmarks.benches import panel
 from benchmarks.blame import blamed_rank
 from benchmarks.figures import Beyond, format_ratio, format_summary, format_words, summarise
-from benchmarks.page import format_machine, format_table, summaries_of
+from benchmarks.page import format_machine, format_page, format_table, summaries_of, update_page
 from benchmarks.peers import PEERS
+from benchmarks.views import VIEWS
 
 OURS, SPAWN, ACCELERATE = PEERS
 ROWS = (Row("line", "first line"), Row("blamed", "names", ""), Row("never", "was not measured"))
@@ -118,3 +120,78 @@ def test_the_machine_is_described_without_its_name_or_paths():
     assert "3 rounds" in text
     assert platform.node() not in text
     assert "/" not in text
+
+
+FLOOD = Bench("flood", "A flood", "Many lines.", (Row("rate", "lines per second", "per s"),), measure=lambda peer, scratch: {})
+FLOODED = {("flood", "rate", "ours"): [120_000.0]}
+
+
+def test_a_page_is_updated_in_the_sections_that_were_measured_and_their_bounds():
+    every = [BENCH, FLOOD]
+    flat = {
+        ("flood", "rate", "ours"): [90_000.0],
+        ("launch", "warm_idle", "ours"): [1.0],
+        ("launch", "warm_idle", "accelerate"): [2.0],
+    }
+    before = format_page(every, {**MEASURED, **flat}, 3)
+    after = update_page(before, every, [FLOOD], FLOODED, 3)
+    assert after == format_page(every, {**MEASURED, **flat, **FLOODED}, 3)
+    assert "90,000" in before
+    assert "90,000" not in after
+    assert "| next launch, cell idle | 0.500 x accelerate |" in after
+
+
+def test_a_section_that_is_new_to_a_page_takes_its_place_in_the_order():
+    before = format_page([BENCH], MEASURED, 3)
+    for every in ([BENCH, FLOOD], [FLOOD, BENCH]):
+        assert update_page(before, every, [FLOOD], FLOODED, 3) == format_page(every, {**MEASURED, **FLOODED}, 3)
+
+
+def test_a_page_of_other_rounds_is_not_mixed_with_new_sections():
+    with pytest.raises(ValueError, match="3 rounds"):
+        update_page(format_page([BENCH], MEASURED, 3), [BENCH, FLOOD], [FLOOD], FLOODED, 2)
+
+
+def noted(frames, lines=()):
+    return {"frames": [1000 * at for at in frames], "lines": [[1000 * drawn, 1000 * printed] for drawn, printed in lines]}
+
+
+def test_frames_and_gaps_are_those_while_lines_were_printed():
+    frames = [8.0, 9.9, *(10 + i / 50 for i in range(50)), 11.5, 15.0]
+    found = probe.figures_of(noted(frames), begun=10.0, ended=12.0)
+    assert found["frames"] == [51 / 2]
+    assert found["gap"] == [pytest.approx(3500)]  # it began while lines were printed
+    assert "delay" not in found
+
+
+def test_a_page_without_a_frame_has_one_gap():
+    assert probe.figures_of(noted([9.0, 13.0]), begun=10.0, ended=12.0)["gap"] == [4000.0]
+    assert probe.figures_of(noted([]), begun=10.0, ended=12.0)["gap"] == [2000.0]
+
+
+def test_delays_are_those_of_lines_that_were_printed_in_time_however_late_they_are_drawn():
+    lines = [(9.5, 9.0), *((10.1, 10.0) for _ in range(99)), (14.0, 11.0)]
+    found = probe.figures_of(noted([10.0], lines), begun=10.0, ended=12.0)
+    assert found["delay"] == [pytest.approx(100)]
+    assert 100 < found["delay_99"][0] <= 3000
+    assert found["last"] == [2.0]
+
+
+def test_every_view_shows_the_same_work_of_as_many_ranks():
+    args = ("/lines", 125.0, 10.0)
+    for view in VIEWS:
+        assert repr(args) in view.cell(args)
+    assert "def talk(" in VIEWS[0].cell(args)
+    assert "devices=cpu:0-7" in VIEWS[0].cell(args)
+
+
+def test_lines_of_a_log_file_count_when_they_are_whole_and_in_order(tmp_path):
+    def line(i):
+        return f"@1000.123 0 {i:07d} loss 0.4321 ".ljust(93, ".")
+
+    for rank, lines in enumerate([[line(0), line(1), "line" + line(2), line(3)], [line(0), line(1)]]):
+        folder = tmp_path / "attempt_0" / str(rank)
+        folder.mkdir(parents=True)
+        (folder / "output.log").write_text("\n".join(lines))
+    assert panel._complete(tmp_path, {0: {"printed": 2}, 1: {"printed": 2}}) == 100
+    assert panel._complete(tmp_path, {0: {"printed": 4}, 1: {"printed": 4}}) == 50
