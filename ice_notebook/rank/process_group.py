@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime as dt
 import functools
 import inspect
 import os
@@ -17,6 +18,8 @@ from torch.distributed.rendezvous import rendezvous
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _PREFIX = "ice_notebook"
+_JOINED, _ALL_JOINED = "joined", "all joined"  # how many ranks have made our group, and that all have
+_JOIN_WAIT = dt.timedelta(seconds=60)  # ranks join within milliseconds of each other, on a loaded machine within seconds
 _original_init = dist.init_process_group
 _signature = inspect.signature(_original_init)
 
@@ -26,6 +29,7 @@ class ProcessGroup:
 
     def __init__(self) -> None:
         self._is_ours = False
+        self._store: Any = None
         self._agents_address = _address()
         self._made: collections.Counter[int] = collections.Counter()  # the user's groups in the agent's store, by their world size
 
@@ -35,17 +39,22 @@ class ProcessGroup:
         It lives under a prefix of its own in the agent's store: a second group that the user makes after it would read its keys.
         """
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        _original_init(
-            backend,
-            store=dist.PrefixStore(_PREFIX, store),
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-        )
+        world_size = int(os.environ["WORLD_SIZE"])
+        self._store = dist.PrefixStore(_PREFIX, store)
+        _original_init(backend, store=self._store, rank=int(os.environ["RANK"]), world_size=world_size)
+        if self._store.add(_JOINED, 1) == world_size:
+            self._store.set(_ALL_JOINED, "")
         self._is_ours = True
 
     def destroy(self) -> None:
-        """Leave the group, if it is still ours."""
+        """Leave the group, if it is still ours.
+
+        A rank whose work is done at once could be gone while another still connects to it, and that one's init would fail with
+        "Connection closed by peer": it stays until all have joined.
+        """
         if self._is_ours and dist.is_initialized():
+            with contextlib.suppress(dist.DistError):  # one never came, or the store is gone: that is told by whoever failed
+                self._store.wait([_ALL_JOINED], _JOIN_WAIT)
             dist.destroy_process_group()
         self._is_ours = False
 
