@@ -70,6 +70,9 @@ class Followed(Protocol):
     def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
         """Take note of how far a rank's loops are."""
 
+    def take_imports(self, modules: list[str]) -> None:
+        """Take note of what a rank has imported."""
+
     def end(self) -> None:
         """Take note that the run is over and nothing of it is left."""
 
@@ -172,6 +175,8 @@ class Follower(threading.Thread):
             self._run.logs.feed(attempt, rank, body, missed - (len(body) - len(frame.body)))
         elif frame.kind == "progress":
             self._run.take_progress(frame.fields["attempt"], frame.fields["rank"], frame.fields["bars"])
+        elif frame.kind == "imported":
+            self._run.take_imports(frame.fields["modules"])
         elif frame.kind == "event":
             self._run.take_event(p.decode_event(frame.body))
         elif frame.kind == "stopping":
@@ -192,7 +197,7 @@ class Follower(threading.Thread):
         assert self._agent is not None
         if self._run.state.phase.is_final:
             self._agent.kill()  # it has said its last word; an import of torch that still goes on could hold it up for a second
-        code = self._agent.close()
+        code = self._agent.close(self._folder.agent_log)
         if not self._run.state.phase.is_final:
             self._end_in_its_place(code)
         with contextlib.suppress(FileNotFoundError):

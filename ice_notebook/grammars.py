@@ -308,6 +308,20 @@ class Names(Grammar):
         return ",".join(value)
 
 
+class Preload(Names):
+    """Names of modules, or a word for them."""
+
+    words = ("auto", "no")
+    allowed = "auto, no, or names of packages or modules, joined by commas"
+    placeholder = "auto|no|NAME,…"
+
+    def parse(self, text: str) -> tuple[str, ...] | str:  # type: ignore[override] # a word instead of names
+        return text if text in self.words else super().parse(text)
+
+    def format(self, value: Sequence[str] | str) -> str:
+        return value if isinstance(value, str) else super().format(value)
+
+
 class Name(Grammar):
     """A variable's name."""
 

@@ -21,6 +21,7 @@ from ice_notebook.grammars import (
     Name,
     Names,
     Nodes,
+    Preload,
     Seconds,
     StdStreams,
     Text,
@@ -223,6 +224,22 @@ class LaunchOptions:
         note="`fork` is refused, because forking a process with threads hangs about one launch in 200; `forkserver` comes later.",
         example="spawn",
     )
+    standby: int | str = option(
+        "auto",
+        "Ranks that are kept ready for the next launch: `auto` as many as this launch has, `off` none, or a number.",
+        grammar=Integer(1, d.MOST_RANKS, words=("auto", "off")),
+        group=FAILURES,
+        note="They end 10 minutes after the last launch, and with the notebook.",
+        example="off",
+    )
+    preload: tuple[str, ...] | str = option(
+        "auto",
+        "Modules that ranks which stand by import besides torch: `auto` the installed ones that ranks have imported lately, `no` none, or "
+        "names.",
+        grammar=Preload(),
+        group=FAILURES,
+        example="transformers",
+    )
     redirects: int | dict[int, int] = option(
         "0",
         "Which streams go to a file of their own (`stdout.log`, `stderr.log`) and are not shown: a number for all ranks, or one for each "
@@ -413,8 +430,6 @@ LATER = {
     "debug": "the debugger of a rank comes later; a failed rank's traceback is in the panel.",
     "notify": "notifications come later.",
     "when_busy": "waiting for free devices comes later; the launch starts at once.",
-    "standby": "ranks that are started in advance come later.",
-    "preload": "ranks that are started in advance, with modules loaded, come later.",
 }
 TABLE = Table(LaunchOptions, later=LATER)
 _DEFAULTS = {each.name: each.convert(each.default) for each in TABLE}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ice_notebook import context, holders, machine, notebook, picked, pickles, store
-from ice_notebook.agents import AgentProcess
+from ice_notebook import protocol as p
 from ice_notebook.cell import BodyTask, FunctionTask
 from ice_notebook.descriptions import describe_text
 from ice_notebook.devices import Devices, ResolvedDevices
@@ -19,6 +19,7 @@ from ice_notebook.errors import CellError, DeviceError, FrozenError, LaunchError
 from ice_notebook.launch_options import TABLE, LaunchOptions
 from ice_notebook.options import Surface
 from ice_notebook.planning import check_platform, make_plan, warn_of_own_memory
+from ice_notebook.pool import Wish, pool
 from ice_notebook.run import Run
 from ice_notebook.store import RunFolder
 from ice_notebook.watching import choose_ui, open_view, watch
@@ -128,7 +129,12 @@ class ElasticLauncher(context.Context):
         ui = choose_ui(options.ui, waits=waits)
         with _prepare_run(options, task, name) as run:
             on_run(run)
-            run.start(AgentProcess(run.plan, RunFolder(run.folder)))
+            try:
+                agent, plan = pool().start(run.plan, RunFolder(run.folder).write_plan, uses=_wish(options, run.plan).n_ranks > 0)
+            except OSError as error:
+                raise LaunchError.payload(error) from error
+            run.start(agent, plan)
+        _prepare_next(options, run)
         try:
             # After the start: agent and ranks import torch while widgets are imported here.
             view = open_view(run, ui, waits=waits)
@@ -218,7 +224,6 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
             folder.sources_file.write_text(json.dumps(notebook.cell_sources(files)))
             payload = prepared.write_first(places)
             plan = store.with_places(plan, payload=payload, shared=shared)
-            folder.write_plan(plan)
         except OSError as error:
             raise LaunchError.payload(error) from error
         yield Run(plan, folder)
@@ -226,6 +231,25 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
         folder.discard()
         store.remove_shared_dir(run_id)
         raise
+
+
+def _prepare_next(options: LaunchOptions, run: Run) -> None:
+    """Have ranks stand by for the next launch, where there will probably be one: not after the only launch of a program."""
+    global _launches  # noqa: PLW0603 - of this process
+    _launches += 1
+    if _launches > 1 or notebook.current_shell() is not None:
+        pool().expect(run, _wish(options, run.plan))
+
+
+_launches = 0
+
+
+def _wish(options: LaunchOptions, plan: p.Plan) -> Wish:
+    """Return what is to stand by after a launch with these options."""
+    standby = options.standby if options.standby != "auto" else pool().default
+    n_ranks = {"auto": plan.world_size, "off": 0}.get(standby, standby) if isinstance(standby, str) else standby
+    preload = {"auto": True, "no": False}.get(options.preload, ()) if isinstance(options.preload, str) else options.preload
+    return Wish(int(n_ranks), preload)
 
 
 def _settle_devices(options: LaunchOptions) -> tuple[ResolvedDevices, str]:

@@ -8,6 +8,8 @@ changes its meaning without a new `VERSION`.
 from __future__ import annotations
 
 import enum
+import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -29,6 +31,40 @@ class Std(enum.IntFlag):
 
 
 # ---- what will be done -------------------------------------------------------------------------------------------------------------
+
+
+class Preparation(Struct, frozen=True, kw_only=True):
+    """What an agent needs to get itself and its ranks ready, before it knows what for.
+
+    All of it is fixed when a process starts: a later launch can use processes only that were started with the same.
+    """
+
+    n_ranks: int
+    marker: str  # every process carries it in its environment; the sweep finds them by it
+    interpreter: str
+    boot_path: tuple[str, ...]  # the module path on which torch and this package are found
+    environment: dict[str, str]
+    preload: tuple[str, ...] = ()  # modules that ranks import besides torch
+    kernel_pid: int
+
+
+class Readiness(Struct, frozen=True, kw_only=True):
+    """What a rank says of how it got ready."""
+
+    import_s: float  # seconds that its imports took
+    environment: tuple[str, ...]  # names of variables that they looked for: a later value of these would not be seen
+    preloaded: dict[str, float] = {}  # module: seconds
+    refused: dict[str, str] = {}  # module: why it must not be preloaded
+
+    @classmethod
+    def of(cls, ranks: Sequence[Readiness]) -> Readiness:
+        """Return what holds for all of several ranks: the longest times, and every name."""
+        return cls(
+            import_s=max((rank.import_s for rank in ranks), default=0.0),
+            environment=tuple(sorted({name for rank in ranks for name in rank.environment})),
+            preloaded={name: max(r.preloaded.get(name, 0.0) for r in ranks) for rank in ranks for name in rank.preloaded},
+            refused={name: reason for rank in ranks for name, reason in rank.refused.items()},
+        )
 
 
 class RankPlan(Struct, frozen=True, kw_only=True):
@@ -62,6 +98,8 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     max_restarts: int = 0
     monitor_interval: float = 0.1
     start_method: str = "spawn"
+    preloaded: dict[str, float] = {}  # package: seconds that standby ranks have saved by importing it before
+    start_note: str = ""  # why no standby ranks were used although there were some: PYTHONHASHSEED changed
     role: str = "default"
     rdzv_id: str = "none"
     rdzv_backend: str = "static"
@@ -87,7 +125,19 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     def boot_path(self) -> tuple[str, ...]:
         """Return the module path for processes that get ready: the working directory last, where it shadows no module of Python's."""
         here = {"", self.cwd}
-        return (*(entry for entry in self.sys_path if entry not in here), self.cwd)
+        return (*(os.path.join(self.cwd, entry) for entry in self.sys_path if entry not in here), self.cwd)
+
+    def preparation(self, preload: tuple[str, ...] = ()) -> Preparation:
+        """Return what an agent needs to get ready for this plan."""
+        return Preparation(
+            n_ranks=self.world_size,
+            marker=self.marker,
+            interpreter=self.interpreter,
+            boot_path=self.boot_path,
+            environment=self.environment,
+            preload=preload,
+            kernel_pid=self.kernel_pid,
+        )
 
 
 class Go(Struct, frozen=True, kw_only=True):
@@ -96,7 +146,8 @@ class Go(Struct, frozen=True, kw_only=True):
     attempt: int
     rank: int
     local_rank: int
-    environment: dict[str, str]  # torch's contract and ours, on top of what the process was started with
+    environment: dict[str, str]  # all of it: what the process was started with may be of an earlier time
+    umask: int
     stdout: str | None = None  # a file or terminal to write to instead of the rank's own terminal
     stderr: str | None = None
     cwd: str
@@ -189,7 +240,7 @@ class AttemptBegun(Event, frozen=True, kw_only=True, tag="attempt_begun"):
     restart_count: int
     world_size: int
     ranks: tuple[RankStart, ...]
-    start: str = ""  # how the ranks came about: cold
+    start: str = ""  # standby: the ranks were up and waiting; cold: they were started for this attempt
 
 
 class RankRunning(Event, frozen=True, kw_only=True, tag="rank_running"):
@@ -197,6 +248,14 @@ class RankRunning(Event, frozen=True, kw_only=True, tag="rank_running"):
 
     attempt: int
     rank: int
+
+
+class RankReplaced(Event, frozen=True, kw_only=True, tag="rank_replaced"):
+    """A standby process did not take its work, and another one has its place."""
+
+    attempt: int
+    rank: int
+    pid: int
 
 
 class RankReturned(Event, frozen=True, kw_only=True, tag="rank_returned"):
@@ -266,6 +325,7 @@ AnyEvent = (
     RunBegun
     | AttemptBegun
     | RankRunning
+    | RankReplaced
     | RankReturned
     | ValueLost
     | RankFailed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Run:
         self._state = RunState()
         self._changed = threading.Condition()
         self._is_done = False
+        self._callbacks: list[Callable[[], None]] = []
+        self.imports: dict[str, None] = {}  # installed modules that ranks have imported, in that order
         self._follower: Follower | None = None
         self._values = Values(folder)
         self._progress: dict[int, tuple[int, list[Any]]] = {}  # attempt and bars by rank
@@ -184,12 +186,13 @@ class Run:
             self._follower.subscribe(view)
             self._follower.start()
 
-    def start(self, agent: AgentProcess) -> None:
-        """Begin to follow an agent: called once, by the launcher.
+    def start(self, agent: AgentProcess, plan: p.Plan) -> None:
+        """Begin to follow an agent that does the plan: called once, by the launcher.
 
         From here on the values on shared memory live as long as this object or this process.
         """
         weakref.finalize(self, _drop_values, self.id, os.getpid())
+        self.plan = plan
         self._follower = Follower(self, self._folder, agent)
         self._follower.start()
 
@@ -210,11 +213,30 @@ class Run:
         number = attempt.number if attempt is not None else -1
         return {rank: bars for rank, (of, bars) in sorted(self._progress.items()) if of == number and bars}
 
+    @property
+    def is_up(self) -> bool:
+        """Return whether its ranks are at work, or it is over."""
+        return self.phase is Phase.RUNNING or self.phase.is_final
+
+    def take_imports(self, modules: list[str]) -> None:
+        """Take note of what a rank has imported: called by the run's thread."""
+        self.imports.update(dict.fromkeys(modules))
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Have something called, by the run's thread, as soon as the run is over; at once when it is."""
+        with self._changed:
+            if not self._is_done:
+                self._callbacks.append(callback)
+                return
+        callback()
+
     def end(self) -> None:
         """Take note that the run is over and nothing of it is left: called by the run's thread."""
         with self._changed:
             self._is_done = True
             self._changed.notify_all()
+        for callback in self._callbacks:
+            callback()
 
     def exception(self) -> RunFailed | None:
         """Return the error that says how the run failed, None when it did not."""

@@ -173,6 +173,10 @@ def _rank_running(state: RunState, event: p.RankRunning) -> RunState:
     return state
 
 
+def _rank_replaced(state: RunState, event: p.RankReplaced) -> RunState:
+    return state._with_rank(event, pid=event.pid)
+
+
 def _rank_returned(state: RunState, event: p.RankReturned) -> RunState:
     return state._with_rank(event, phase=RankPhase.RETURNED, value=event.value)
 
@@ -224,6 +228,7 @@ _APPLY: dict[Any, Callable[[RunState, Any], RunState]] = {
     p.RunBegun: _run_begun,
     p.AttemptBegun: _attempt_begun,
     p.RankRunning: _rank_running,
+    p.RankReplaced: _rank_replaced,
     p.RankReturned: _rank_returned,
     p.ValueLost: _value_lost,
     p.RankFailed: _rank_failed,

@@ -24,10 +24,12 @@ from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.ranks import RankProcess, Stage
 from ice_notebook.agent.rendezvous import FreshStoreRendezvous
+from ice_notebook.agent.spares import Spares
 from ice_notebook.store import RunFolder
 from ice_notebook.value_files import PART_SUFFIX
 
 POLL_S = 0.25  # torch is given the word at least this often, to look at the membership; events wake it at once
+STANDBY_ACCEPT_WAIT_S = 2.0  # a standby rank that has not answered by then is deaf, stopped say: another one takes its place
 ACCEPT_WAIT_S = 30.0  # a rank that is up answers `go` in milliseconds; this long only on a machine that is thrashing
 REPORT_WINDOW_S = 0.5  # siblings of a failed rank may say what happened to them before they are ended
 HANG_UP_WAIT_S = 0.5  # between the end of a rank's socket and the end of its process
@@ -93,6 +95,7 @@ class RankContext:
         self._environments = environments
         self._restarts_left = agent._remaining_restarts
         self._ranks: list[RankProcess] = []
+        self._spares: Spares | None = None
         self._is_closed = False
 
     # ---- what torch calls
@@ -104,7 +107,8 @@ class RankContext:
             io.is_ending = False
             io.is_last_attempt = self._restarts_left == 0
         self._drop_old_values()
-        self._ranks = self._take(len(self._group.workers))
+        self._ranks, is_standby = self._take(len(self._group.workers))
+        is_standby = is_standby and (self._attempt > 0 or io.was_ready)
         goes = [self._go(worker) for worker in self._group.workers]
         for go in goes:
             self._folder.make_rank_dir(go.attempt, go.rank)
@@ -119,20 +123,22 @@ class RankContext:
                 restart_count=self._group.spec.max_restarts - self._restarts_left,
                 world_size=self._group.workers[0].world_size,
                 ranks=starts,
-                start="cold",
+                start="standby" if is_standby else "cold",
             )
         )
-        for rank, go in zip(self._ranks, goes, strict=True):
-            placed = io.place(rank, go, self._plan.ranks[go.local_rank].tee)
-            rank.stage = Stage.SENT
-            with contextlib.suppress(OSError):  # dead before it began: seen just below
-                rank.channel.send("go", p.encode(placed))
-        with io.condition:
-            io.condition.wait_for(lambda: io.stop or all(r.can_be_asked or r.has_exited for r in self._ranks), ACCEPT_WAIT_S)
-            self._raise_if_stopped()
-            bad = [rank for rank in self._ranks if not rank.can_be_asked]
+        bad = self._send(goes, STANDBY_ACCEPT_WAIT_S if is_standby else ACCEPT_WAIT_S)
+        if bad and is_standby:
+            self._replace(bad)
+            bad = self._send([goes[i] for i in bad], ACCEPT_WAIT_S)
         if bad:
-            raise RuntimeError(f"rank {bad[0].rank} did not take its work: {_how_it_ended(bad[0])}")
+            rank = self._ranks[bad[0]]
+            raise RuntimeError(f"rank {rank.rank} did not take its work: {_how_it_ended(rank)}")
+        for rank in self._ranks:
+            with contextlib.suppress(OSError):  # killed in this very moment: its end is its report
+                rank.channel.send("begin")
+        self._spares = Spares(io, len(self._ranks))
+        if self._restarts_left > 0:
+            self._spares.start()
 
     def pids(self) -> dict[int, int]:
         """Return the ranks' processes by local rank."""
@@ -162,7 +168,8 @@ class RankContext:
         is_restarting = self._restarts_left > 0 and io.stop is None
         io.record(p.AttemptFailed(at=time.time(), attempt=self._attempt, root=root.rank, restarting=is_restarting))
         if is_restarting:
-            io.start_ranks(len(self._ranks))  # they import torch while the old ones are ended
+            with io.condition:
+                io.start_ranks(len(self._ranks) - io.unplaced)  # they import torch while the old ones are ended
         return RunProcsResult(return_values={}, failures={rank.local_rank: self._process_failure(rank) for rank in failed})
 
     def close(self, death_sig: signal.Signals | None = None, timeout: int = 30) -> None:  # noqa: ARG002 - torch's signature
@@ -170,6 +177,8 @@ class RankContext:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._spares is not None:
+            self._spares.cancel()
         io = self._io
         with io.condition:
             io.is_ending = True
@@ -189,29 +198,62 @@ class RankContext:
 
     # ---- steps
 
-    def _take(self, count: int) -> list[RankProcess]:
-        """Return ready processes, starting what is missing. This is where a rank comes from."""
+    def _take(self, count: int) -> tuple[list[RankProcess], bool]:
+        """Return ready processes, starting what is missing, and whether nobody had to wait for them. This is where a rank comes from."""
         io = self._io
+        has_waited = False
         with io.condition:
-            io.start_ranks(count - io.unplaced)
-
-            def ready() -> list[RankProcess]:
-                return [rank for rank in io.ranks if rank.stage is Stage.READY and rank.rank < 0 and not rank.has_exited]
-
-            def dead() -> list[RankProcess]:
-                return [rank for rank in io.ranks if rank.rank < 0 and rank.has_exited]
-
-            while len(ready()) < count:
+            while True:
+                self._drop_dead_standbys()
+                io.start_ranks(count - io.unplaced)
+                ready = [rank for rank in io.ranks if rank.stage is Stage.READY and rank.rank < 0 and not rank.has_exited]
+                if len(ready) >= count:
+                    return ready[:count], not has_waited
+                has_waited = True
                 self._raise_if_stopped()
                 if io.error is not None:
                     raise RuntimeError(f"a rank cannot be started: {io.error}")
-                if dead():
-                    printed = bytes(dead()[0].terminal.early).decode(errors="replace").strip()
-                    raise RuntimeError(
-                        f"a rank ended while it was getting ready: {_how_it_ended(dead()[0])}. It printed: {printed}"
-                    )
                 io.condition.wait(POLL_S)
-            return ready()[:count]
+
+    def _drop_dead_standbys(self) -> None:
+        """Forget processes that somebody killed before they had a place.
+
+        Raises:
+            RuntimeError: one ended by itself while it was getting ready: the next would as well.
+        """
+        for rank in [rank for rank in self._io.ranks if rank.rank < 0 and rank.has_exited]:
+            if rank.stage is Stage.STARTING and (rank.exit_code or 0) >= 0:
+                printed = bytes(rank.terminal.early).decode(errors="replace").strip()
+                raise RuntimeError(f"a rank ended while it was getting ready: {_how_it_ended(rank)}. It printed: {printed}")
+            self._io.forget([rank])
+
+    def _send(self, goes: list[p.Go], timeout_s: float) -> list[int]:
+        """Give ranks their work, and return the places of those that have not taken it in time."""
+        io = self._io
+        ranks = [self._ranks[go.local_rank] for go in goes]
+        for rank, go in zip(ranks, goes, strict=True):
+            placed = io.place(rank, go, self._plan.ranks[go.local_rank].tee)
+            rank.stage = Stage.SENT
+            with contextlib.suppress(OSError):  # dead before it began: seen just below
+                rank.channel.send("go", p.encode(placed))
+        with io.condition:
+            io.condition.wait_for(lambda: io.stop or all(rank.can_be_asked or rank.has_exited for rank in ranks), timeout_s)
+            self._raise_if_stopped()
+            return [go.local_rank for rank, go in zip(ranks, goes, strict=True) if not rank.can_be_asked]
+
+    def _replace(self, places: list[int]) -> None:
+        """Put fresh processes in the places of standby ranks that are dead or deaf. None of them has begun: that takes a second word."""
+        io = self._io
+        bad = [self._ranks[i] for i in places]
+        for rank in bad:
+            processes.kill_group(rank)
+        with io.condition:
+            io.condition.wait_for(lambda: all(rank.has_exited for rank in bad), processes.KILL_WAIT_S)
+        io.forget(bad)
+        fresh, _ = self._take(len(places))
+        for i, rank in zip(places, fresh, strict=True):
+            self._ranks[i] = rank
+            io.record(p.RankReplaced(at=time.time(), attempt=self._attempt, rank=self._group.workers[i].global_rank, pid=rank.pid))
 
     def _go(self, worker: Any) -> p.Go:
         plan, folder = self._plan, self._folder
@@ -225,7 +267,12 @@ class RankContext:
             attempt=attempt,
             rank=rank,
             local_rank=worker.local_rank,
-            environment={**self._environments[worker.local_rank], **self._our_environment(place, attempt, rank)},
+            environment={
+                **plan.environment,
+                **self._environments[worker.local_rank],
+                **self._our_environment(place, attempt, rank),
+            },
+            umask=plan.umask,
             stdout=str(folder.stream_log(attempt, rank, p.Std.OUT)) if redirected & p.Std.OUT else None,
             stderr=str(folder.stream_log(attempt, rank, p.Std.ERR)) if redirected & p.Std.ERR else None,
             cwd=plan.cwd,

@@ -13,7 +13,8 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ice_notebook import crashes, processes
 from ice_notebook import protocol as p
@@ -22,6 +23,8 @@ from ice_notebook.agent.ranks import RankProcess, Stage, start_rank
 from ice_notebook.agent.terminals import Terminals
 from ice_notebook.frames import Channel, Frame
 from ice_notebook.store import Journal, RunFolder
+
+MOST_REPLACEMENTS = 3  # of standby ranks that die: then something is wrong with them, and a launch that fails will say what
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,19 @@ class StopRequest:
 
 
 class AgentIO(threading.Thread):
-    """See the module. `condition` guards all that both threads look at."""
+    """See the module. `condition` guards all that both threads look at. It serves standby ranks first, and a run once there is one."""
 
-    def __init__(self, plan: p.Plan, folder: RunFolder, kernel: Channel) -> None:
+    plan: p.Plan  # there from `begin` on
+    folder: RunFolder
+    _journal: Journal
+    _out_of_memory_kills: int
+
+    def __init__(self, preparation: p.Preparation, kernel: Channel) -> None:
         super().__init__(name="ice-io", daemon=True)
-        self.plan = plan
-        self.folder = folder
+        self.preparation = preparation
+        self.has_run = False
+        self.is_standing_by = False  # the agent itself is ready, and has no run yet
+        self.was_ready = False  # all was up when the run came
         self.condition = threading.Condition()  # an RLock underneath: those who hold it may record
         self.ranks: list[RankProcess] = []  # living, or dead and not yet reaped
         self.stop: StopRequest | None = None
@@ -48,20 +58,34 @@ class AgentIO(threading.Thread):
         self.is_last_attempt = False
         self.is_closing = False  # the agent is about to leave: no rank is started any more
         self.error: BaseException | None = None  # a rank could not be started
+        self.on_run: Callable[[RunFolder], None] = lambda _: None  # called before anything is recorded
         self.on_stop: Callable[[], None] = lambda: None  # called once, by whoever asked
         self.outbox = Outbox(kernel)
         self._kernel = kernel
         self._is_over = False
-        self._journal = Journal(folder.journal_file)
+        self._replaced = 0  # standby ranks that died before there was a run
         self._recording = threading.Lock()
         self._serial = 0
-        self._out_of_memory_kills = processes.out_of_memory_kills()
         self._being_started = 0
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._terminals = Terminals(self.condition, self.outbox)
 
     # ---- for the elastic thread
+
+    def begin(self, plan: p.Plan) -> None:
+        """Have a run from now on: what is there becomes its agent and ranks."""
+        with self.condition:
+            self.plan, self.folder = plan, RunFolder(Path(plan.folder))
+            self._journal = Journal(self.folder.journal_file)
+            self._out_of_memory_kills = processes.out_of_memory_kills()
+            self.on_run(self.folder)
+            started = processes.start_time(os.getpid()) or 0.0
+            self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started))
+            self.was_ready = self.is_standing_by and self.are_ready and len(self.ranks) >= plan.world_size
+            self.has_run, self.is_standing_by = True, False
+            self.start_ranks(plan.world_size - self.unplaced)
+            self.condition.notify_all()
 
     def record(self, event: Any) -> None:
         """Write an event to the journal and tell the kernel."""
@@ -76,6 +100,16 @@ class AgentIO(threading.Thread):
     def unplaced(self) -> int:
         """Return how many processes are there, or are being started, that are nobody's rank yet."""
         return self._being_started + sum(rank.rank < 0 and not rank.has_exited for rank in self.ranks)
+
+    @property
+    def are_ready(self) -> bool:
+        """Return whether all ranks that stand by are up."""
+        return len(self.ranks) >= self.preparation.n_ranks and all(rank.stage is Stage.READY for rank in self.ranks)
+
+    def post_ready(self) -> None:
+        """Tell the kernel that all stand by, and what of the environment they have taken in."""
+        told = [rank.readiness for rank in self.ranks if rank.readiness is not None]
+        self.outbox.post("ready", p.encode(p.Readiness.of(told)))
 
     def start_ranks(self, count: int) -> None:
         """Have `count` more ranks started, if any are wanted."""
@@ -146,7 +180,7 @@ class AgentIO(threading.Thread):
         self._selector.register(self._kernel, selectors.EVENT_READ, self._on_kernel)
         # Its process too: a child that the kernel has forked holds the socket open beyond the kernel's end.
         with contextlib.suppress(OSError):  # gone already: the socket has ended
-            self._kernel_pidfd = os.pidfd_open(self.plan.kernel_pid)
+            self._kernel_pidfd = os.pidfd_open(self.preparation.kernel_pid)
             self._selector.register(self._kernel_pidfd, selectors.EVENT_READ, self._on_kernel_exit)
         self._selector.register(self._terminals, selectors.EVENT_READ, self._terminals.read)
         is_resting = False
@@ -177,7 +211,7 @@ class AgentIO(threading.Thread):
                 self._being_started = 0
                 return
             try:
-                rank = start_rank(self.plan, self._serial)
+                rank = start_rank(self.preparation, self._serial)
             except OSError as error:
                 self.error = error
                 self._being_started = 0
@@ -201,13 +235,27 @@ class AgentIO(threading.Thread):
             self._lose_kernel()
             return
         for frame in frames:
-            if frame.kind == "stop":
+            if frame.kind == "run":
+                self.outbox.post("taken")
+                self.begin(p.decode(frame.body, p.Plan))
+            elif frame.kind == "preload":
+                self._preload(frame.fields["modules"])
+            elif frame.kind == "stop":
                 self.outbox.post("stopping")
                 self.request_stop(StopRequest(frame.fields["reason"]))
                 if frame.fields.get("urgent"):
                     with self.condition:
                         self.is_urgent = True
                         self.condition.notify_all()
+
+    def _preload(self, modules: list[str]) -> None:
+        """Have the ranks that stand by import more."""
+        with self.condition:
+            for rank in self.ranks:
+                if rank.rank < 0 and rank.stage is Stage.READY:
+                    rank.stage = Stage.STARTING
+                    with contextlib.suppress(OSError):  # dead: seen at once by its pidfd
+                        rank.channel.send("preload", modules=modules)
 
     def _on_kernel_exit(self) -> None:
         self._selector.unregister(self._kernel_pidfd)
@@ -216,8 +264,18 @@ class AgentIO(threading.Thread):
     def _lose_kernel(self) -> None:
         if self._is_over:
             return
+        if not self.has_run:
+            self._leave()
         # Attached: without its kernel the run ends, and quickly, because whoever killed the kernel waits for the devices.
         self.request_stop(StopRequest("kernel gone", ask=False, grace_s=1.0))
+
+    def _leave(self) -> NoReturn:
+        """End this process, whatever its main thread does: nothing of a user's runs here, and nobody is left to use it."""
+        with self.condition:
+            for rank in self.ranks:
+                processes.kill_group(rank)
+            processes.sweep(self.preparation.marker, with_children=True)
+            os._exit(0)
 
     # ---- what ranks say
 
@@ -239,6 +297,10 @@ class AgentIO(threading.Thread):
         at, attempt, number = time.time(), rank.attempt, rank.rank
         if frame.kind == "ready":
             rank.stage = Stage.READY
+            told = p.decode(frame.body, p.Readiness)
+            rank.readiness = told if rank.readiness is None else p.Readiness.of([rank.readiness, told])
+            if self.is_standing_by and self.are_ready:
+                self.post_ready()
         elif frame.kind == "accepted":
             rank.stage = Stage.ACCEPTED
             for stream in rank.streams:
@@ -246,6 +308,8 @@ class AgentIO(threading.Thread):
             self.record(p.RankRunning(at=at, attempt=attempt, rank=number))
         elif frame.kind == "progress":
             self.outbox.post_progress(attempt, number, frame.fields["bars"])
+        elif frame.kind == "imported":
+            self.outbox.post("imported", modules=frame.fields["modules"])
         elif frame.kind == "loaded":
             rank.has_loaded = True
             self._drop_payload()
@@ -304,7 +368,19 @@ class AgentIO(threading.Thread):
                 is_news = rank.has_returned and code != 0 and not self.is_ending
                 note = f"left with exit code {code} after its value was written" if is_news else ""
                 self.record(p.RankExited(at=time.time(), attempt=rank.attempt, rank=rank.rank, exit_code=code, note=note))
+            elif not self.has_run and not self.is_closing:
+                self._replace(rank)
             self.condition.notify_all()
+
+    def _replace(self, rank: RankProcess) -> None:
+        """Start another process in the place of one that died while it stood by, unless that happens again and again."""
+        self._replaced += 1
+        if self._replaced > MOST_REPLACEMENTS:
+            self.outbox.post("spoiled", bytes(rank.terminal.early))
+            return
+        self.ranks.remove(rank)
+        rank.reap()
+        self.start_ranks(1)
 
     def _drain_channel(self, rank: RankProcess) -> None:
         while rank.channel.fileno() in self._selector.get_map() and select.select([rank.channel], [], [], 0)[0]:

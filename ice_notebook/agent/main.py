@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 
 from ice_notebook import processes
 from ice_notebook import protocol as p
@@ -24,7 +23,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def main() -> None:
-    """Be an agent: take a plan from the kernel, do the run, leave. Never returns."""
+    """Be an agent: get ready, take a plan from the kernel, do the run, leave. Never returns."""
     fd = int(sys.argv[1])
     os.set_inheritable(fd, False)
     kernel = Channel(socket.socket(fileno=fd))
@@ -32,44 +31,54 @@ def main() -> None:
     # Orphans of ranks become children of this process: they can be found, and nothing is left to the system's init.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        plan = p.decode(kernel.receive().body, p.Plan)
+        preparation = p.decode(kernel.receive().body, p.Preparation)
     except EOFError:
         os._exit(0)
-    Agent(plan, kernel).run()
+    Agent(preparation, kernel).run()
 
 
 class Agent:
     """A run from the agent's side."""
 
-    def __init__(self, plan: p.Plan, kernel: Channel) -> None:
-        self._plan = plan
-        self._folder = RunFolder(Path(plan.folder))
-        self._io = AgentIO(plan, self._folder, kernel)
+    def __init__(self, preparation: p.Preparation, kernel: Channel) -> None:
+        self._preparation = preparation
+        self._io = AgentIO(preparation, kernel)
+        self._io.on_run = _move_to
         self._io.on_stop = self._end_early
         self._is_elastic = False  # torch's agent is in charge: it ends the ranks
 
     def run(self) -> None:
         """Do the run and leave the process."""
-        plan, io = self._plan, self._io
+        io = self._io
         for number in _STOP_SIGNALS:
             signal.signal(number, self._on_signal)
-        started = processes.start_time(os.getpid()) or 0.0
-        io.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started))
+        io.start_ranks(self._preparation.n_ranks)  # they import torch while this process does
         io.start()
-        io.start_ranks(plan.world_size)  # they import torch while this process does
         outcome, reason, swept = p.Outcome.FAILED, "", 0
         try:
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
 
-            with io.condition:
-                io.condition.wait_for(lambda: io.stop is None)  # stopped: `_end_early` is about to end this process
-                self._is_elastic = True
-            elastic.start_clock(plan, io)
-            outcome, reason, swept = elastic.run_elastic(plan, self._folder, io)
+            self._stand_by()
+            elastic.start_clock(io.plan, io)
+            outcome, reason, swept = elastic.run_elastic(io.plan, io.folder, io)
         except Exception as error:
             traceback.print_exc()
-            reason = _in_words(error, plan)
+            with io.condition:
+                io.condition.wait_for(lambda: io.has_run)  # somebody must be told, if only at the next launch
+            reason = _in_words(error, io.plan)
         self._leave(outcome, reason, swept)
+
+    def _stand_by(self) -> None:
+        """Wait for a run."""
+        io = self._io
+        with io.condition:
+            io.condition.wait_for(lambda: io.has_run or io.are_ready)
+            if not io.has_run:
+                io.is_standing_by = True
+                io.post_ready()
+            io.condition.wait_for(lambda: io.has_run)
+            io.condition.wait_for(lambda: io.stop is None)  # stopped: `_end_early` is about to end this process
+            self._is_elastic = True
 
     def _end_early(self) -> None:
         """Stop a run whose agent still imports torch: no user's code runs yet, and nobody needs to wait for the import."""
@@ -81,7 +90,8 @@ class Agent:
 
     def _leave(self, outcome: p.Outcome, reason: str, swept: int) -> None:
         swept += self._end_everything()
-        self._io.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))
+        if self._io.has_run:
+            self._io.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))
         self._io.close()
         sys.stderr.flush()
         os._exit(0)
@@ -96,13 +106,16 @@ class Agent:
             processes.kill_group(rank)
         with io.condition:
             io.condition.wait_for(lambda: all(rank.has_exited for rank in left), processes.KILL_WAIT_S)
-        swept = processes.sweep(self._plan.marker, with_children=True)
+        swept = processes.sweep(self._preparation.marker, with_children=True)
         io.forget(left)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._plan.payload)
+        if io.has_run:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(io.plan.payload)
         return swept
 
     def _on_signal(self, number: int, _frame: object) -> None:
+        if not self._io.has_run:
+            os._exit(0)  # its ranks go with it
         # A handler must not take the lock that the interrupted code may hold: a thread does.
         request = StopRequest(f"the agent got {signal.Signals(number).name}")
         threading.Thread(target=self._io.request_stop, args=[request], daemon=True).start()
@@ -113,3 +126,15 @@ def _in_words(error: Exception, plan: p.Plan) -> str:
     if isinstance(error, OSError) and plan.master_port:
         return f"the port {plan.master_port} on {plan.master_addr} cannot be used: {error.strerror or error}"
     return f"the agent failed: {error}" if isinstance(error, RuntimeError) else f"the agent failed: {type(error).__name__}: {error}"
+
+
+def _move_to(folder: RunFolder) -> None:
+    """Live in the run's folder from now on: what this process and its libraries have to say is in its log, with what they have said so far."""
+    os.chdir(folder.path)
+    said = os.pread(1, os.fstat(1).st_size, 0)
+    log = os.open(folder.agent_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.write(log, said)
+    os.ftruncate(1, 0)
+    for fd in (1, 2):
+        os.dup2(log, fd)
+    os.close(log)

@@ -81,6 +81,7 @@ class RankProcess:
         self.value: p.Value | None = None
         self.has_returned = False  # with a value or without one that could be written
         self.has_loaded = False
+        self.readiness: p.Readiness | None = None
         self.is_stopped = False  # it said that it unwound after our interrupt
         self.failure: p.Failure | None = None
         self.has_acknowledged = False
@@ -122,7 +123,7 @@ class RankProcess:
             os.close(self.pidfd)
 
 
-def start_rank(plan: p.Plan, serial: int) -> RankProcess:
+def start_rank(preparation: p.Preparation, serial: int) -> RankProcess:
     """Start a fresh interpreter that gets ready to be a rank.
 
     Called from the io thread only: the parent-death signal that the rank asks for follows the thread that started it.
@@ -137,19 +138,20 @@ def start_rank(plan: p.Plan, serial: int) -> RankProcess:
         "terminal": slave,
         "acknowledge": acknowledge_theirs,
         "modules": _MODULES,
+        "preload": preparation.preload,
     }
-    marker = f"{plan.marker}:{serial}"
+    marker = f"{preparation.marker}:{serial}"
+    path = msgspec.json.encode(preparation.boot_path).decode()
     try:
         process = subprocess.Popen(
-            [plan.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), msgspec.json.encode(plan.boot_path).decode()],
+            [preparation.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), path],
             stdin=subprocess.DEVNULL,
             stdout=slave,
             stderr=slave,
             pass_fds=inherited,
             start_new_session=True,
-            env={**plan.environment, processes.MARKER: marker},
-            cwd=plan.cwd,
-            umask=plan.umask,
+            env={**preparation.environment, processes.MARKER: marker},
+            cwd="/",  # the run's own comes with `go`; until then no folder is held
         )
     finally:
         theirs.close()

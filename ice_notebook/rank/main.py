@@ -26,7 +26,7 @@ import msgspec
 from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
 from ice_notebook.progress import reporter
-from ice_notebook.rank import guards
+from ice_notebook.rank import guards, preloading, surroundings
 
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130  # as a shell says: 128 + SIGINT
@@ -40,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     terminal: int
     acknowledge: int
     modules: tuple[str, ...]  # imported before it says that it is ready
+    preload: tuple[str, ...] = ()  # these too, as far as they do no harm
 
 
 def main(text: str) -> None:
@@ -52,12 +53,11 @@ def main(text: str) -> None:
         os.set_inheritable(fd, False)
     channel = Channel(socket.socket(fileno=settings.socket))
     sys.argv = [""]
-    began = time.perf_counter()
-    for module in settings.modules:
-        importlib.import_module(module)
+    readiness = preloading.get_ready(settings.modules, settings.preload)
     try:
-        channel.send("ready", import_s=time.perf_counter() - began)
-        frame = channel.receive()
+        channel.send("ready", p.encode(readiness))
+        while (frame := channel.receive()).kind == "preload":
+            channel.send("ready", p.encode(preloading.load(frame.fields["modules"])))
     except (EOFError, OSError):
         os._exit(0)  # not needed after all
     Rank(channel, p.decode(frame.body, p.Go), settings.acknowledge).run()
@@ -79,20 +79,24 @@ class Rank:
             self._take_place()
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._tell("accepted")  # from here on this process's end is the run's affair, and it may be asked to stop
+            self._channel.receive()  # the word to begin comes when all ranks have accepted
             threading.Thread(target=self._watch_agent, name="ice-control", daemon=True).start()
             code = self._work()
         except BaseException as error:
             # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
             code = self._fail(error)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._tell("imported", modules=preloading.imported())
         _leave(code)
 
     def _take_place(self) -> None:
         """Become this rank: environment, folder, paths, streams."""
         go = self._go
-        os.environ.update(go.environment)
+        surroundings.take_environment(go.environment)
+        os.umask(go.umask)
         os.chdir(go.cwd)
         sys.path[:] = go.sys_path
+        importlib.invalidate_caches()
         for stream, path in ((sys.stdout, go.stdout), (sys.stderr, go.stderr)):
             if path is not None:
                 guards.redirect(stream, path)
@@ -102,7 +106,7 @@ class Rank:
 
     def _work(self) -> int:
         from ice_notebook import pickles  # noqa: PLC0415 - torch must not wait behind it
-        from ice_notebook.rank import shell, spawning, surroundings  # noqa: PLC0415
+        from ice_notebook.rank import shell, spawning  # noqa: PLC0415
         from ice_notebook.rank.process_group import ProcessGroup, use_device  # noqa: PLC0415
 
         go = self._go

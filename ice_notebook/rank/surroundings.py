@@ -1,4 +1,4 @@
-"""What the user's code finds around it in a rank: a clean `__main__`, cell sources, no prompt that waits, bars and displays as text."""
+"""What the user's code finds around it in a rank: its environment, a clean `__main__`, cell sources, no prompt that waits, bars and displays as text."""
 
 from __future__ import annotations
 
@@ -7,10 +7,39 @@ import importlib.abc
 import importlib.machinery
 import json
 import linecache
+import os
 import sys
+import time
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ice_notebook.processes import MARKER
+
+
+def take_environment(environment: Mapping[str, str]) -> None:
+    """Make this the environment, as if the process had been started with it.
+
+    Variables that torch has read already are told to it by its own functions. Those for which it has none are the kernel's affair: it does
+    not use a process that stood by with another value.
+    """
+    before = dict(os.environ)
+    for name in before:
+        if name not in environment and name != MARKER:
+            del os.environ[name]
+    os.environ.update(environment)
+    changed = {name for name in {**before, **environment} if before.get(name) != environment.get(name)}
+    if "TZ" in changed:
+        time.tzset()
+    if (torch := sys.modules.get("torch")) is None:
+        return
+    if "OMP_NUM_THREADS" in changed and environment.get("OMP_NUM_THREADS", "").isdigit():
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    if "TORCH_LOGS" in changed:
+        torch._logging._init_logs()
+    if "TORCH_DISTRIBUTED_DEBUG" in changed:
+        torch.distributed.set_debug_level_from_env()
 
 
 def make_main_module() -> dict[str, Any]:

@@ -11,7 +11,6 @@ from histories import plan as make_plan
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.frames import Channel, Frame
-from ice_notebook.store import RunFolder
 
 
 @pytest.fixture
@@ -19,7 +18,9 @@ def io(tmp_path):
     ours, theirs = socket.socketpair()
     payload = tmp_path / "payload"
     payload.write_bytes(b"x")
-    made = AgentIO(p.replace(make_plan(2), payload=str(payload)), RunFolder(tmp_path), Channel(ours))
+    plan = p.replace(make_plan(2), payload=str(payload), folder=str(tmp_path))
+    made = AgentIO(plan.preparation(), Channel(ours))
+    made.begin(plan)
     made.is_last_attempt = True
     yield made
     ours.close()

@@ -228,9 +228,9 @@ def test_a_rank_killed_while_the_system_counted_one_more_was_out_of_memory(monke
 
     from histories import plan
 
+    from ice_notebook import protocol as p
     from ice_notebook.agent.io import AgentIO
     from ice_notebook.frames import Channel
-    from ice_notebook.store import RunFolder
 
     @dataclass
     class Dead:
@@ -239,7 +239,8 @@ def test_a_rank_killed_while_the_system_counted_one_more_was_out_of_memory(monke
 
     ours, theirs = socket.socketpair()
     monkeypatch.setattr(processes, "out_of_memory_kills", lambda: 5)
-    agent_io = AgentIO(plan(), RunFolder(tmp_path), Channel(ours))
+    agent_io = AgentIO(plan().preparation(), Channel(ours))
+    agent_io.begin(p.replace(plan(), folder=str(tmp_path)))
     monkeypatch.setattr(processes, "out_of_memory_kills", lambda: counted)
     assert words in agent_io._failure_from_exit(Dead(), -signal.SIGKILL).headline
     assert "memory" not in agent_io._failure_from_exit(Dead(), -signal.SIGTERM).headline

@@ -19,6 +19,7 @@ EVENTS = [
     p.AttemptBegun(at=1.5, attempt=0, restart_count=0, world_size=2, ranks=STARTS, start="cold"),
     p.AttemptBegun(at=1.5, attempt=3, restart_count=2, world_size=0, ranks=()),
     p.RankRunning(at=1.5, attempt=0, rank=1),
+    p.RankReplaced(at=1.5, attempt=0, rank=1, pid=12),
     p.RankReturned(at=1.5, attempt=0, rank=1, value=VALUE),
     p.ValueLost(at=1.5, attempt=0, rank=1, reason="rank 1's value cannot be sent"),
     p.RankFailed(at=1.5, attempt=0, rank=1, failure=raised()),

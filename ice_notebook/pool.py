@@ -1,0 +1,355 @@
+"""Standby ranks of this process: agents whose ranks are up, have imported torch and wait for the next launch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.machinery
+import os
+import secrets
+import selectors
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import psutil
+
+from ice_notebook import cores, processes
+from ice_notebook import protocol as p
+from ice_notebook.agents import AgentProcess
+from ice_notebook.errors import join
+
+IDLE_S = 600.0  # after so long without a launch they end
+MOST_SETS = 2  # a set is an agent and its ranks; with a second one, two launches in a row find theirs ready
+RANK_BYTES = 256 << 20  # that a process which has imported torch may take
+MEMORY_SHARE = 0.25  # of the available memory that sets may take in all
+MOST_SPOILED = 3  # sets that are thrown away because of what they preloaded, until nothing is preloaded any more
+
+# Read when a process starts or a library is loaded, by C code among others, which nobody sees doing it.
+_EARLY_PREFIXES = (
+    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "LANG"),
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "VECLIB_", "NUMEXPR_", "NPY_", "DNNL_", "ONEDNN_"),
+    *("TORCH_CPP_", "TORCH_SHOW_CPP_", "TORCH_USE_", "ATEN_"),
+)
+# Looked for by imports, and yet as good later: told to torch by its functions, sent along in another way, or read again when it counts
+# (CUDA_VISIBLE_DEVICES: seen on a GPU with torch 2.11).
+_LATE = frozenset(
+    {"OMP_NUM_THREADS", "TORCH_LOGS", "TORCH_DISTRIBUTED_DEBUG", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TZ"}
+    | {"PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES"}
+)
+_FOUND = ("torch", "numpy", "msgspec", "cloudpickle", "ice_notebook")  # packages that must be the launch's own
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to stand by after a launch."""
+
+    n_ranks: int  # 0: nothing
+    preload: bool | tuple[str, ...] = True  # True: what ranks have imported lately
+
+
+class Launched(Protocol):
+    """A run as the pool sees it."""
+
+    plan: p.Plan
+    imports: dict[str, None]
+
+    @property
+    def is_up(self) -> bool:
+        """Return whether its ranks are at work, or it is over."""
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Have something called as soon as the run is over."""
+
+
+class Standby:
+    """A set that gets ready or is ready."""
+
+    def __init__(self, preparation: p.Preparation) -> None:
+        self.agent = AgentProcess(preparation)
+        self.preparation = preparation
+        self.preload = set(preparation.preload)
+        self.readiness: p.Readiness | None = None  # None: it still imports
+        self.is_spoiled = False
+        self.is_gone = False
+        self._found = _origins(preparation.boot_path)
+
+    def look(self) -> None:
+        """Take what the agent has said, without waiting."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.agent.channel, selectors.EVENT_READ)
+            try:
+                while not self.is_gone and selector.select(0):
+                    for frame in self.agent.channel.receive_ready():
+                        if frame.kind == "ready":
+                            self.readiness = p.decode(frame.body, p.Readiness)
+                        elif frame.kind == "spoiled":
+                            self.is_spoiled = True
+            except (EOFError, OSError):
+                self.is_gone = True
+
+    def add_preload(self, modules: Iterable[str]) -> None:
+        """Have its ranks import more."""
+        added = [module for module in modules if module not in self.preload]
+        if added:
+            self.preload.update(added)
+            self.readiness = None
+            with contextlib.suppress(OSError):  # gone: the next look sees it
+                self.agent.channel.send("preload", modules=added)
+
+    def why_not(self, plan: p.Plan, early: frozenset[str] | None) -> str:
+        """Return why a launch cannot use it, in a few words; empty when it can.
+
+        Args:
+            plan: the launch.
+            early: names of variables that imports have looked for; None when that is not known, and each may be one.
+        """
+        mine, its = self.preparation, plan.preparation()
+        if mine.interpreter != its.interpreter:
+            return "another interpreter"
+        if mine.boot_path != its.boot_path and (elsewhere := _differing(self._found, _origins(its.boot_path))):
+            return f"sys.path finds another {join(elsewhere, 'and')}"
+        if self.readiness is not None:
+            early = (early or frozenset()) | frozenset(self.readiness.environment)
+        changed = [
+            name
+            for name in sorted({*mine.environment, *its.environment} - _LATE)
+            if mine.environment.get(name) != its.environment.get(name)
+            and (early is None or name in early or name.startswith(_EARLY_PREFIXES))
+        ]
+        return f"{join(changed, 'and')} changed" if changed else ""
+
+    def close(self) -> None:
+        """End it, and whatever its imports may have started."""
+        self.agent.kill()
+        self.agent.close()
+        processes.sweep(self.preparation.marker)
+
+
+class Pool:
+    """The sets of this process, and the thread that sees to them as long as there are any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._sets: list[Standby] = []
+        self._next: p.Preparation | None = None  # what the next set is made from; None: none is wanted
+        self._preload: dict[str, None] = {}  # modules, in the order of their imports
+        self._refused: dict[str, str] = {}  # package: why it is not preloaded
+        self._spoiled = 0
+        self._early: frozenset[str] | None = None
+        self._running: list[Launched] = []  # runs that are not over
+        self._wanted_modules: bool | tuple[str, ...] = True
+        self.default: int | str = "auto"  # what launches want that do not say: as `standby=`
+        self._used_at = time.monotonic()
+        self._leisure = cores.Leisure()
+        self._thread: threading.Thread | None = None
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    # ---- launches
+
+    def start(self, plan: p.Plan, write: Callable[[p.Plan], None], *, uses: bool = True) -> tuple[AgentProcess, p.Plan]:
+        """Return an agent that does a plan, and the plan as it does it. `write` is called with that plan before anything runs."""
+        note = ""
+        if uses:
+            while (found := self._pick(plan)) is not None:
+                standby, note = found
+                if standby is None:
+                    break
+                readiness = standby.readiness or p.Readiness(import_s=0.0, environment=())
+                settled = p.replace(plan, marker=standby.preparation.marker, start_note=note, preloaded=readiness.preloaded)
+                write(settled)
+                if standby.agent.take(settled):
+                    return standby.agent, settled
+                standby.close()
+        settled = p.replace(plan, start_note=note)
+        write(settled)
+        agent = AgentProcess(settled.preparation())
+        agent.run(settled)
+        return agent, settled
+
+    def _pick(self, plan: p.Plan) -> tuple[Standby | None, str] | None:
+        """Take the set that a launch can use out of the pool, the ready one first; None when there is no set at all.
+
+        With no set of use: None and the reason. Those that are of no use to this launch are of none to the next.
+        """
+        with self._lock:
+            self._look()
+            if not self._sets:
+                return None
+            reasons = {standby: standby.why_not(plan, self._early) for standby in self._sets}
+            useful = [standby for standby in self._sets if not reasons[standby]]
+            for standby in self._sets if not useful else []:
+                self._sets.remove(standby)
+                standby.close()
+            if not useful:
+                return None, next(iter(reasons.values()))
+            chosen = min(useful, key=lambda standby: standby.readiness is None)
+            self._sets.remove(chosen)
+            there = chosen.preparation.n_ranks
+            return chosen, f"{there} of {plan.world_size} ranks stood by" if there < plan.world_size else ""
+
+    def expect(self, run: Launched, wish: Wish) -> None:
+        """Have ranks stand by for a launch like this one, as soon as this one leaves a core idle or is over."""
+        with self._lock:
+            self._used_at = time.monotonic()
+            if wish.n_ranks == 0:
+                self.stop()
+                return
+            self._next = p.replace(run.plan.preparation(), n_ranks=wish.n_ranks)
+            self._wanted_modules = wish.preload
+            self._running.append(run)
+        run.when_done(lambda: self._on_run_over(run))
+        self._serve()
+
+    def prepare(self, preparation: p.Preparation) -> None:
+        """Have ranks stand by from now on."""
+        with self._lock:
+            self._used_at = time.monotonic()
+            self._next = preparation
+        self._serve()
+
+    def stop(self) -> None:
+        """End all that stand by, and keep none."""
+        with self._lock:
+            self._next = None
+            for standby in self._sets:
+                standby.close()
+            self._sets.clear()
+            self._wake()
+
+    def _on_run_over(self, run: Launched) -> None:
+        with self._lock:
+            self._running.remove(run)
+            self._preload.update(run.imports)
+            self._used_at = time.monotonic()
+            self._wake()
+
+    def describe(self) -> str:
+        """Return how it stands, in one line."""
+        with self._lock:
+            self._look()
+            ready = [standby for standby in self._sets if standby.readiness is not None]
+            if not self._sets:
+                return "No ranks stand by." if self._next is None else "No ranks stand by yet."
+            n_ranks = sum(standby.preparation.n_ranks for standby in self._sets)
+            state = "ready" if len(ready) == len(self._sets) else "getting ready"
+            loaded = sorted({package for standby in ready for package in (standby.readiness or _NOTHING).preloaded})
+            also = f", with {join(loaded, 'and')} loaded" if loaded else ""
+            return f"{n_ranks} ranks stand by: {state}{also}. They end after {IDLE_S / 60:g} minutes without a launch."
+
+    # ---- the thread
+
+    def _serve(self) -> None:
+        with self._lock:
+            self._wake()
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="ice-standby", daemon=True)
+                self._thread.start()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # enough wake-ups are under way
+            os.write(self._wake_writer, b"!")
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                wait_s = self._step()
+                if wait_s is None:
+                    self._thread = None
+                    return
+                channels = [standby.agent.channel for standby in self._sets]
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._wake_reader, selectors.EVENT_READ)
+                for channel in channels:
+                    with contextlib.suppress(ValueError, KeyError):  # taken meanwhile, and closed
+                        selector.register(channel, selectors.EVENT_READ)
+                for key, _ in selector.select(wait_s):
+                    if key.fileobj == self._wake_reader:
+                        os.read(self._wake_reader, 4096)
+
+    def _step(self) -> float | None:
+        """Do what is to be done now, and return after how many seconds to look again; None when nothing is left to see to."""
+        self._look()
+        left_s = self._used_at + IDLE_S - time.monotonic()
+        if self._next is None or (left_s <= 0 and not self._running):
+            self.stop()
+            return None
+        for standby in [standby for standby in self._sets if standby.readiness is not None]:
+            if not self._running:
+                standby.add_preload(self._to_preload())
+        is_busy = any(standby.readiness is None for standby in self._sets)
+        if not is_busy and len(self._sets) < self._most_sets():
+            if not self._is_free_to_start():
+                return cores.LOOK_S
+            preload = self._to_preload()
+            self._sets.append(Standby(p.replace(self._next, marker=secrets.token_hex(8), preload=tuple(preload))))
+        return left_s if not self._running else IDLE_S
+
+    def _is_free_to_start(self) -> bool:
+        """Return whether another set may get ready now: the first as soon as nothing of ours runs, else when a core is idle.
+
+        Not while ranks come up for a run: they leave a core idle now and then, whenever they wait for the disk.
+        """
+        if any(not run.is_up for run in self._running):
+            self._leisure = cores.Leisure()
+            return False
+        return (not self._running and not self._sets) or self._leisure.look()
+
+    def _to_preload(self) -> list[str]:
+        wanted = self._wanted_modules
+        if wanted is False or self._spoiled >= MOST_SPOILED:
+            return []
+        modules = self._preload if wanted is True else wanted
+        return [module for module in modules if module.partition(".")[0] not in self._refused]
+
+    def _most_sets(self) -> int:
+        assert self._next is not None
+        size = (self._next.n_ranks + 1) * RANK_BYTES
+        room = psutil.virtual_memory().available + len(self._sets) * size
+        return min(MOST_SETS, int(room * MEMORY_SHARE / size))
+
+    def _look(self) -> None:
+        """Take what the agents have said, and put away sets that are of no use."""
+        for standby in list(self._sets):
+            standby.look()
+            told = standby.readiness
+            if told is not None:
+                self._early = (self._early or frozenset()) | frozenset(told.environment)
+            if told is not None and told.refused:
+                self._refused.update(told.refused)
+                self._spoiled += 1
+            elif standby.is_spoiled:
+                self._spoiled = MOST_SPOILED if standby.preload else self._spoiled
+                self._next = self._next if standby.preload else None  # they die without any preload: a cold start will say why
+            elif not standby.is_gone:
+                continue
+            self._sets.remove(standby)
+            standby.close()
+
+
+_NOTHING = p.Readiness(import_s=0.0, environment=())
+
+
+def pool() -> Pool:
+    """Return the pool of this process; a forked child has one of its own."""
+    return _pool_of(os.getpid())
+
+
+@functools.cache
+def _pool_of(_pid: int) -> Pool:
+    return Pool()
+
+
+def _origins(path: tuple[str, ...]) -> dict[str, str | None]:
+    """Return where packages are found on a module path, without importing them."""
+    found = {}
+    for name in _FOUND:
+        spec = importlib.machinery.PathFinder.find_spec(name, list(path))
+        found[name] = None if spec is None else spec.origin
+    return found
+
+
+def _differing(one: dict[str, str | None], other: dict[str, str | None]) -> list[str]:
+    return [name for name in one if one[name] != other[name]]

@@ -1,0 +1,152 @@
+"""What a process imports before it is anybody's rank, and what that has taken from its environment. Runs in a rank that stands by."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import site
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ice_notebook import protocol as p
+
+MOST_MODULES = 4_000  # that a rank names: transformers with a model comes to some 1,500
+_GPU_FILES = ("/dev/nvidia", "/dev/dri", "/dev/kfd")
+
+_baseline: frozenset[str] = frozenset()  # modules that every rank has
+
+
+class _Reads(dict[bytes, bytes]):
+    """The variables of `os.environ`, which remembers the names that somebody looked for. A copy of all of it counts as no look."""
+
+    def __init__(self, variables: dict[bytes, bytes]) -> None:
+        super().__init__(variables)
+        self.names: set[bytes] = set()
+        self._copied: set[bytes] = set()
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._copied = set(super().keys())
+        return super().__iter__()
+
+    def __getitem__(self, name: bytes) -> bytes:
+        if name in self._copied:
+            self._copied.remove(name)
+        else:
+            self.names.add(name)
+        return super().__getitem__(name)
+
+
+@contextlib.contextmanager
+def _reads() -> Iterator[set[bytes]]:
+    """Yield the names of the environment that are looked for meanwhile."""
+    environ: Any = os.environ
+    theirs = getattr(environ, "_data", None)
+    if not isinstance(theirs, dict):  # another Python than those that are known: nothing is noticed
+        yield set()
+        return
+    reads = _Reads(theirs)
+    environ._data = reads
+    try:
+        yield reads.names
+    finally:
+        environ._data = dict(dict.items(reads))
+
+
+def get_ready(modules: Sequence[str], preload: Sequence[str]) -> p.Readiness:
+    """Import what every rank needs, then what these ranks will probably need."""
+    global _baseline  # noqa: PLW0603 - one process is one rank
+    began = time.perf_counter()
+    with _reads() as names, _without_collections():
+        for module in modules:
+            importlib.import_module(module)
+    _baseline = frozenset(sys.modules)
+    told = p.Readiness(import_s=time.perf_counter() - began, environment=_decoded(names))
+    return p.Readiness.of([told, load(preload)]) if preload else told
+
+
+def load(preload: Sequence[str]) -> p.Readiness:
+    """Import modules that did no harm to the ranks before, and say of each whether it does harm here.
+
+    An import that sets variables or opens a GPU would have its effect in a run that did not ask for it. The process is of no use then, and
+    the package is not to be tried again; so is one that cannot be imported.
+    """
+    began, preloaded, refused = time.perf_counter(), dict[str, float](), dict[str, str]()
+    with _reads() as names, _without_collections():
+        for module in preload:
+            package = module.partition(".")[0]
+            if module in sys.modules or package in refused:
+                continue
+            since, before = time.perf_counter(), dict(os.environ)
+            try:
+                importlib.import_module(module)
+            except BaseException as error:  # of any code on this machine, SystemExit too
+                refused[package] = f"{type(error).__name__}: {error}"
+                continue
+            preloaded[package] = preloaded.get(package, 0.0) + time.perf_counter() - since
+            if (reason := _harm(before)) is not None:
+                refused[package] = reason
+    return p.Readiness(import_s=time.perf_counter() - began, environment=_decoded(names), preloaded=preloaded, refused=refused)
+
+
+def imported() -> list[str]:
+    """Return the modules that this rank has imported beyond what every rank has, installed ones only, in the order of their imports.
+
+    A module of a local folder, or one that is installed for editing, may have changed by the next run: it is never in the list.
+    """
+    is_installed = _is_installed()
+    found = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if name not in _baseline and isinstance(file, str) and is_installed(file) and getattr(module, "__name__", None) == name:
+            found.append(name)
+    return found[:MOST_MODULES]
+
+
+def _is_installed() -> Callable[[str], bool]:
+    places = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    with contextlib.suppress(AttributeError):  # an environment made by an old virtualenv has no such function
+        places |= {*site.getsitepackages(), site.getusersitepackages()}
+    prefixes = tuple(os.path.join(place, "") for place in places if place)
+    return lambda file: file.startswith(prefixes) and not file.startswith(_OURS)
+
+
+_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
+
+
+def _harm(environment: dict[str, str]) -> str | None:
+    """Return what an import has done that a later run would not expect, None when nothing."""
+    changed = [name for name in {**os.environ, **environment} if os.environ.get(name) != environment.get(name)]
+    if changed:
+        return f"its import sets {', '.join(sorted(changed))}"
+    return "its import opens a GPU" if has_gpu_open() else None
+
+
+def has_gpu_open() -> bool:
+    """Return whether this process has a file of a GPU's driver open."""
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(_GPU_FILES):
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Import without searches for garbage, of which imports make none: a tenth of torch's time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+        gc.freeze()
+
+
+def _decoded(names: set[bytes]) -> tuple[str, ...]:
+    return tuple(sorted(os.fsdecode(name) for name in names))
