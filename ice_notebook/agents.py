@@ -1,4 +1,4 @@
-"""Where the kernel gets an agent from: a fresh process, in a session of its own, which gets ready before it is told what for."""
+"""Where the kernel gets an agent from: a process in a session of its own, started afresh or forked, which gets ready before it is told what for."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from ice_notebook import processes
 from ice_notebook import protocol as p
 from ice_notebook.frames import Channel, Frame
 
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.agent.main import main; main()"
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.agent.{} import main; main()"
 _EXIT_WAIT_S = 1.0  # an agent that has closed its socket is dead or on its way out
+_LONGEST_NAME = 32  # of what is forked: it gets its marker written over that of the server
 TAKE_WAIT_S = 2.0  # an agent that stands by takes a plan within a millisecond; after so long it is deaf
 
 
@@ -29,26 +33,15 @@ class AgentProcess:
         """Start an agent and its ranks, which begin to get ready."""
         self.preparation = preparation
         ours, theirs = socket.socketpair()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what it says before it has a run; it moves that to the run's folder
-        with theirs:
-            self._process = subprocess.Popen(
-                [preparation.interpreter, "-c", _BOOT, str(theirs.fileno()), json.dumps(preparation.boot_path)],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=[theirs.fileno()],
-                # A notebook's interrupt goes to the kernel's whole process group: it must not reach the agent.
-                start_new_session=True,
-                env={**preparation.environment, processes.MARKER: f"{preparation.marker}:agent"},
-                cwd="/",
-            )
         self.channel = Channel(ours)
         self.channel.send("prepare", p.encode(preparation))
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what it says before it has a run; it moves that to the run's folder
+        with theirs:
+            self._start(theirs.fileno(), self._log.fileno())
 
-    @property
-    def pid(self) -> int:
-        """Return the agent's process id."""
-        return self._process.pid
+    def _start(self, sock: int, log: int) -> None:
+        """Start the process with an end of its socket, and a file for what it says."""
+        self._process = start_process("main", self.preparation, sock, log, name="agent")
 
     def run(self, plan: p.Plan) -> None:
         """Have it do a run, whenever it is ready. A dead agent is the affair of whoever follows it."""
@@ -60,48 +53,191 @@ class AgentProcess:
         self.run(plan)
         until = time.monotonic() + TAKE_WAIT_S
         with contextlib.suppress(EOFError, OSError):
-            while (frame := self._receive(until)) is not None:
+            while (frame := receive_until(self.channel, until)) is not None:
                 if frame.kind == "taken":
                     return True
         return False
-
-    def _receive(self, until: float) -> Frame | None:
-        ready = select.poll()
-        ready.register(self.channel.fileno(), select.POLLIN)
-        return self.channel.receive() if ready.poll(max(0.0, until - time.monotonic()) * 1000) else None
 
     def kill(self) -> None:
         """Kill the agent; its ranks die with it, and the sweep sees to what they started."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    def close(self, log: Path | None = None) -> int:
-        """Wait for the end of an agent whose socket has ended, killing it if it lingers, and return its exit code.
+    def close(self, log: Path | None = None) -> int | None:
+        """Wait for the end of an agent whose socket has ended, killing it if it lingers, and return its exit code where it is known.
 
         `log` gets what it has said if it never came to move that there itself.
         """
-        if not self._has_ended_within(_EXIT_WAIT_S):
-            self.kill()
-        self._process.wait()
+        code = self._wait()
         self.channel.close()
         self._log.seek(0)
         if log is not None and (said := self._log.read()):
             with contextlib.suppress(OSError), log.open("ab") as file:
                 file.write(said)
         self._log.close()
-        return self._process.returncode
+        return code
 
-    def _has_ended_within(self, timeout_s: float) -> bool:
-        """Wait for the process, which `Popen.wait` with a timeout does by looking up to 50 ms late."""
-        if self._process.poll() is not None:
-            return True
-        pidfd = os.pidfd_open(self._process.pid)
+    def _wait(self) -> int | None:
+        if self._process.poll() is None and not has_ended_within(self._process.pid, _EXIT_WAIT_S):
+            self.kill()
+        return self._process.wait()
+
+
+class ForkedAgent(AgentProcess):
+    """An agent that the fork server has forked, or is about to: it may still import torch."""
+
+    def __init__(self, preparation: p.Preparation, server: ForkServer) -> None:
+        self._server = server
+        super().__init__(preparation)
+
+    def _start(self, sock: int, log: int) -> None:
+        self._ticket = self._server.fork(self.preparation, sock, log)
+
+    def kill(self) -> None:
+        """See the base class. One that is not there yet finds its socket closed, and ends at once."""
+        pidfd = self._server.pidfd_of(self._ticket)
+        if pidfd is None:
+            self.channel.close()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def _wait(self) -> int | None:
+        pidfd = self._server.pidfd_of(self._ticket)
+        if pidfd is None:
+            return None
         try:
-            end = select.poll()
-            end.register(pidfd, select.POLLIN)
-            return bool(end.poll(timeout_s * 1000))
+            if not _is_readable_within(pidfd, _EXIT_WAIT_S):
+                self.kill()
+                _is_readable_within(pidfd, _EXIT_WAIT_S)
+            return self._server.exit_code_of(self._ticket, _EXIT_WAIT_S)
         finally:
             os.close(pidfd)
+
+
+class ForkServer:
+    """The kernel's end of the fork server: a process with torch imported and one thread, which forks agents whenever it is asked."""
+
+    def __init__(self, preparation: p.Preparation) -> None:
+        self.preparation = preparation
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
+        self._lock = threading.RLock()
+        self._tickets = 0
+        self._pidfds: dict[int, int] = {}
+        self._exit_codes: dict[int, int] = {}
+        self._preload = set(preparation.preload)
+        self.readiness: p.Readiness | None = None  # None: it still imports
+        self.is_gone = False
+        self.refusal = ""  # why what it starts is not forked
+        with theirs:
+            name = "fork server".ljust(_LONGEST_NAME, "-")
+            self._process = start_process("server", preparation, theirs.fileno(), subprocess.DEVNULL, name=name)
+        self._channel.send("prepare", p.encode(preparation))
+
+    @property
+    def is_forking(self) -> bool:
+        """Return whether it is up, and what it starts is forked."""
+        return self.readiness is not None and not self.refusal and not self.is_gone
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when it has something to say."""
+        return self._channel.fileno()
+
+    def fork(self, preparation: p.Preparation, sock: int, log: int) -> int:
+        """Have it fork an agent with these descriptors, as soon as it can; return a number for it."""
+        with self._lock:
+            self._tickets += 1
+            with contextlib.suppress(OSError):  # it is gone, and so is the other end of the agent's socket
+                self._channel.send("fork", p.encode(preparation), ticket=self._tickets)
+                self._channel.send_descriptors([sock, log])
+            return self._tickets
+
+    def add_preload(self, modules: Iterable[str]) -> None:
+        """Have it import more, for all that it forks from then on."""
+        added = [module for module in modules if module not in self._preload]
+        if added:
+            self._preload.update(added)
+            with self._lock, contextlib.suppress(OSError):
+                self._channel.send("preload", modules=added)
+
+    def look(self, timeout_s: float = 0.0) -> bool:
+        """Take what it has said, waiting for it if asked to; return whether it has said anything."""
+        with self._lock:
+            try:
+                frame = receive_until(self._channel, time.monotonic() + timeout_s)
+                while frame is not None:
+                    self._take(frame)
+                    if (frame := receive_until(self._channel, 0.0)) is None:
+                        return True
+            except (EOFError, OSError):
+                self.is_gone = True
+            return False
+
+    def pidfd_of(self, ticket: int) -> int | None:
+        """Return the pidfd of an agent, None when it is not there yet. Whoever has the agent closes it."""
+        self.look()
+        return self._pidfds.get(ticket)
+
+    def exit_code_of(self, ticket: int, timeout_s: float) -> int | None:
+        """Return the exit code of an agent, None when it has not ended within that time."""
+        until = time.monotonic() + timeout_s
+        self.look()
+        while ticket not in self._exit_codes and not self.is_gone and (left_s := until - time.monotonic()) > 0:
+            self.look(left_s)
+        return self._exit_codes.get(ticket)
+
+    def close(self) -> None:
+        """End it. What it has forked goes on."""
+        self._channel.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == "ready":
+            self.readiness = p.decode(frame.body, p.Readiness)
+            self.refusal = frame.fields["refusal"]
+        elif frame.kind == "forked":
+            (self._pidfds[frame.fields["ticket"]],) = self._channel.receive_descriptors(1)
+        elif frame.kind == "exited":
+            self._exit_codes[frame.fields["ticket"]] = frame.fields["code"]
+
+
+def start_process(
+    module: str, preparation: p.Preparation, sock: int, log: int, *, name: str, more: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a process of ours with an end of a socket: `main` is an agent, `server` the fork server."""
+    return subprocess.Popen(
+        [preparation.interpreter, "-c", _BOOT.format(module), str(sock), json.dumps(preparation.boot_path), *more],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        pass_fds=[sock],
+        # A notebook's interrupt goes to the kernel's whole process group: it must not reach the agent.
+        start_new_session=True,
+        env={**preparation.environment, processes.MARKER: f"{preparation.marker}:{name}"},
+        cwd="/",
+    )
+
+
+def receive_until(channel: Channel, until: float) -> Frame | None:
+    """Return the next frame, None when it does not begin to come in time."""
+    return channel.receive() if _is_readable_within(channel.fileno(), until - time.monotonic()) else None
+
+
+def has_ended_within(pid: int, timeout_s: float) -> bool:
+    """Wait for the end of a child, which `Popen.wait` with a timeout does by looking up to 50 ms late."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return _is_readable_within(pidfd, timeout_s)
+    finally:
+        os.close(pidfd)
+
+
+def _is_readable_within(descriptor: int, timeout_s: float) -> bool:
+    ready = select.poll()
+    ready.register(descriptor, select.POLLIN)
+    return bool(ready.poll(max(0.0, timeout_s) * 1000))
 
 
 def interpreter() -> str:

@@ -208,7 +208,7 @@ class Follower(threading.Thread):
         self._has_news = True
         self._run.end()
 
-    def _end_in_its_place(self, exit_code: int) -> None:
+    def _end_in_its_place(self, exit_code: int | None) -> None:
         swept = processes.sweep(self._run.plan.marker, looks=3)
         outcome = p.Outcome.STOPPED if self._stop_reason else p.Outcome.FAILED
         reason = self._stop_reason or _how_it_ended(exit_code)
@@ -267,6 +267,8 @@ def _read_end(path: Path, n_bytes: int) -> bytes:
     return end if n_bytes <= END_BYTES else end[end.find(b"\n") + 1 :]
 
 
-def _how_it_ended(exit_code: int) -> str:
+def _how_it_ended(exit_code: int | None) -> str:
     """Say that an agent ended without a word."""
+    if exit_code is None:
+        return "the agent is gone"
     return f"the agent ended with signal {-exit_code}" if exit_code < 0 else f"the agent ended with exit code {exit_code}"

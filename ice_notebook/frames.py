@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +47,20 @@ class Channel:
         header = msgspec.json.encode([kind, fields])
         with self._sending:
             self._socket.sendall(b"".join((_HEAD.pack(len(header), len(body)), header, body)))
+
+    def send_descriptors(self, descriptors: Sequence[int]) -> None:
+        """Send descriptors after a frame that announces them. One thread sends when there are any."""
+        with self._sending:
+            socket.send_fds(self._socket, [b"!"], list(descriptors))
+
+    def receive_descriptors(self, count: int) -> list[int]:
+        """Return the descriptors that a frame, just received with `receive`, has announced."""
+        _, descriptors, _, _ = socket.recv_fds(self._socket, 1, count)
+        return descriptors
+
+    def drop(self) -> None:
+        """Close this process's copy of the end, in a forked child: the connection is not its own."""
+        os.close(self._socket.detach())
 
     def receive(self) -> Frame:
         """Wait for the next frame and return it.

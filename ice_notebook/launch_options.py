@@ -211,17 +211,18 @@ class LaunchOptions:
     )
     start_method: str = option(
         "spawn",
-        "How ranks are started: `spawn` starts fresh interpreters.",
+        "How ranks are started: `spawn` starts fresh interpreters, `forkserver` forks them from a process that has imported torch and does "
+        "nothing else.",
         grammar=Choice(
             "spawn",
+            "forkserver",
             refused={
                 "fork": "forking a notebook kernel copies its locks but not the threads that hold them, and about one launch in 200 "
-                "would hang; use spawn.",
-                "forkserver": "it comes in a later version; use spawn.",
+                "would hang; use spawn, or forkserver.",
             },
         ),
         group=FAILURES,
-        note="`fork` is refused, because forking a process with threads hangs about one launch in 200; `forkserver` comes later.",
+        note="`fork` is refused, because forking a process with threads hangs about one launch in 200.",
         example="spawn",
     )
     standby: int | str = option(

@@ -18,8 +18,9 @@ import psutil
 
 from ice_notebook import cores, processes
 from ice_notebook import protocol as p
-from ice_notebook.agents import AgentProcess
+from ice_notebook.agents import AgentProcess, ForkedAgent, ForkServer
 from ice_notebook.errors import join
+from ice_notebook.frames import Channel
 
 IDLE_S = 600.0  # after so long without a launch they end
 MOST_SETS = 2  # a set is an agent and its ranks; with a second one, two launches in a row find theirs ready
@@ -67,14 +68,13 @@ class Launched(Protocol):
 class Standby:
     """A set that gets ready or is ready."""
 
-    def __init__(self, preparation: p.Preparation) -> None:
-        self.agent = AgentProcess(preparation)
-        self.preparation = preparation
+    def __init__(self, agent: AgentProcess) -> None:
+        self.agent = agent
+        self.preparation = preparation = agent.preparation
         self.preload = set(preparation.preload)
         self.readiness: p.Readiness | None = None  # None: it still imports
         self.is_spoiled = False
         self.is_gone = False
-        self._found = _origins(preparation.boot_path)
 
     def look(self) -> None:
         """Take what the agent has said, without waiting."""
@@ -100,26 +100,10 @@ class Standby:
                 self.agent.channel.send("preload", modules=added)
 
     def why_not(self, plan: p.Plan, early: frozenset[str] | None) -> str:
-        """Return why a launch cannot use it, in a few words; empty when it can.
-
-        Args:
-            plan: the launch.
-            early: names of variables that imports have looked for; None when that is not known, and each may be one.
-        """
-        mine, its = self.preparation, plan.preparation()
-        if mine.interpreter != its.interpreter:
-            return "another interpreter"
-        if mine.boot_path != its.boot_path and (elsewhere := _differing(self._found, _origins(its.boot_path))):
-            return f"sys.path finds another {join(elsewhere, 'and')}"
-        if self.readiness is not None:
-            early = (early or frozenset()) | frozenset(self.readiness.environment)
-        changed = [
-            name
-            for name in sorted({*mine.environment, *its.environment} - _LATE)
-            if mine.environment.get(name) != its.environment.get(name)
-            and (early is None or name in early or name.startswith(_EARLY_PREFIXES))
-        ]
-        return f"{join(changed, 'and')} changed" if changed else ""
+        """Return why a launch cannot use it, in a few words; empty when it can."""
+        if self.preparation.start_method != "spawn" and plan.start_method == "spawn":
+            return "start_method changed"
+        return why_not(self.preparation, self.readiness, plan.preparation(), early)
 
     def close(self) -> None:
         """End it, and whatever its imports may have started."""
@@ -128,12 +112,37 @@ class Standby:
         processes.sweep(self.preparation.marker)
 
 
+def why_not(mine: p.Preparation, readiness: p.Readiness | None, its: p.Preparation, early: frozenset[str] | None) -> str:
+    """Return why processes that got ready for one thing cannot be used for another, in a few words; empty when they can.
+
+    Args:
+        mine: what they were started with.
+        readiness: what they say of their imports, None when these go on.
+        its: what a launch wants.
+        early: names of variables that imports have looked for; None when that is not known, and each may be one.
+    """
+    if mine.interpreter != its.interpreter:
+        return "another interpreter"
+    if mine.boot_path != its.boot_path and (elsewhere := _differing(_origins(mine.boot_path), _origins(its.boot_path))):
+        return f"sys.path finds another {join(elsewhere, 'and')}"
+    if readiness is not None:
+        early = (early or frozenset()) | frozenset(readiness.environment)
+    changed = [
+        name
+        for name in sorted({*mine.environment, *its.environment} - _LATE)
+        if mine.environment.get(name) != its.environment.get(name)
+        and (early is None or name in early or name.startswith(_EARLY_PREFIXES))
+    ]
+    return f"{join(changed, 'and')} changed" if changed else ""
+
+
 class Pool:
     """The sets of this process, and the thread that sees to them as long as there are any."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._sets: list[Standby] = []
+        self._server: ForkServer | None = None
         self._next: p.Preparation | None = None  # what the next set is made from; None: none is wanted
         self._preload: dict[str, None] = {}  # modules, in the order of their imports
         self._refused: dict[str, str] = {}  # package: why it is not preloaded
@@ -165,9 +174,29 @@ class Pool:
                 standby.close()
         settled = p.replace(plan, start_note=note)
         write(settled)
-        agent = AgentProcess(settled.preparation())
+        with self._lock:
+            agent = self._new_agent(settled.preparation())
         agent.run(settled)
         return agent, settled
+
+    def _new_agent(self, preparation: p.Preparation) -> AgentProcess:
+        """Return an agent from the fork server, if there is one, or if ranks are to be forked; else a fresh one."""
+        wants_forks = preparation.start_method == "forkserver"
+        server = self._server
+        if server is not None:
+            server.look()
+            if server.is_gone or why_not(server.preparation, server.readiness, preparation, self._early):
+                server.close()
+                self._server = server = None
+        if server is None and wants_forks:
+            server = self._server = self._new_server(preparation)
+        if server is None or not (wants_forks or server.is_forking):
+            return AgentProcess(preparation)
+        return ForkedAgent(preparation, server)
+
+    def _new_server(self, preparation: p.Preparation) -> ForkServer:
+        preload = tuple(self._to_preload()) if preparation.start_method == "forkserver" else ()
+        return ForkServer(p.replace(preparation, n_ranks=0, marker=secrets.token_hex(8), preload=preload))
 
     def _pick(self, plan: p.Plan) -> tuple[Standby | None, str] | None:
         """Take the set that a launch can use out of the pool, the ready one first; None when there is no set at all.
@@ -194,10 +223,7 @@ class Pool:
         """Have ranks stand by for a launch like this one, as soon as this one leaves a core idle or is over."""
         with self._lock:
             self._used_at = time.monotonic()
-            if wish.n_ranks == 0:
-                self.stop()
-                return
-            self._next = p.replace(run.plan.preparation(), n_ranks=wish.n_ranks)
+            self._next = p.replace(run.plan.preparation(), n_ranks=wish.n_ranks) if wish.n_ranks else None
             self._wanted_modules = wish.preload
             self._running.append(run)
         run.when_done(lambda: self._on_run_over(run))
@@ -217,6 +243,9 @@ class Pool:
             for standby in self._sets:
                 standby.close()
             self._sets.clear()
+            if self._server is not None and not self._running:
+                self._server.close()
+                self._server = None
             self._wake()
 
     def _on_run_over(self, run: Launched) -> None:
@@ -259,7 +288,8 @@ class Pool:
                 if wait_s is None:
                     self._thread = None
                     return
-                channels = [standby.agent.channel for standby in self._sets]
+                channels: list[Channel | ForkServer] = [standby.agent.channel for standby in self._sets]
+                channels += [self._server] if self._server is not None else []
             with selectors.DefaultSelector() as selector:
                 selector.register(self._wake_reader, selectors.EVENT_READ)
                 for channel in channels:
@@ -275,17 +305,29 @@ class Pool:
         left_s = self._used_at + IDLE_S - time.monotonic()
         if self._next is None or (left_s <= 0 and not self._running):
             self.stop()
-            return None
-        for standby in [standby for standby in self._sets if standby.readiness is not None]:
-            if not self._running:
-                standby.add_preload(self._to_preload())
+            return None if self._server is None else IDLE_S  # a run of its may still be on
+        if not self._running:
+            self._add_preload()
         is_busy = any(standby.readiness is None for standby in self._sets)
         if not is_busy and len(self._sets) < self._most_sets():
             if not self._is_free_to_start():
                 return cores.LOOK_S
             preload = self._to_preload()
-            self._sets.append(Standby(p.replace(self._next, marker=secrets.token_hex(8), preload=tuple(preload))))
+            self._sets.append(Standby(self._new_agent(p.replace(self._next, marker=secrets.token_hex(8), preload=tuple(preload)))))
+            is_busy = True
+        if not is_busy and self._sets and self._server is None:
+            # Its agents cost nothing, where each fresh one imports torch once more.
+            if not self._leisure.look():
+                return cores.LOOK_S
+            self._server = self._new_server(self._next)
         return left_s if not self._running else IDLE_S
+
+    def _add_preload(self) -> None:
+        modules = self._to_preload()
+        for standby in [standby for standby in self._sets if standby.readiness is not None]:
+            standby.add_preload(modules)
+        if self._server is not None and self._next is not None and self._next.start_method == "forkserver":
+            self._server.add_preload(modules)
 
     def _is_free_to_start(self) -> bool:
         """Return whether another set may get ready now: the first as soon as nothing of ours runs, else when a core is idle.
@@ -311,7 +353,16 @@ class Pool:
         return min(MOST_SETS, int(room * MEMORY_SHARE / size))
 
     def _look(self) -> None:
-        """Take what the agents have said, and put away sets that are of no use."""
+        """Take what agents and fork server have said, and put away what is of no use."""
+        if self._server is not None:
+            self._server.look()
+            told = self._server.readiness
+            if told is not None and told.refused:
+                self._refused.update(told.refused)
+                self._spoiled += 1
+            if self._server.is_gone or (told is not None and told.refused):
+                self._server.close()
+                self._server = None
         for standby in list(self._sets):
             standby.look()
             told = standby.readiness

@@ -44,6 +44,7 @@ class Preparation(Struct, frozen=True, kw_only=True):
     interpreter: str
     boot_path: tuple[str, ...]  # the module path on which torch and this package are found
     environment: dict[str, str]
+    start_method: str = "spawn"
     preload: tuple[str, ...] = ()  # modules that ranks import besides torch
     kernel_pid: int
 
@@ -135,6 +136,7 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
             interpreter=self.interpreter,
             boot_path=self.boot_path,
             environment=self.environment,
+            start_method=self.start_method,
             preload=preload,
             kernel_pid=self.kernel_pid,
         )
@@ -230,6 +232,7 @@ class RunBegun(Event, frozen=True, kw_only=True, tag="run_begun"):
 
     agent_pid: int
     agent_started: float
+    note: str = ""  # why ranks are not forked although that was asked for
     version: int = VERSION
 
 
@@ -240,7 +243,7 @@ class AttemptBegun(Event, frozen=True, kw_only=True, tag="attempt_begun"):
     restart_count: int
     world_size: int
     ranks: tuple[RankStart, ...]
-    start: str = ""  # standby: the ranks were up and waiting; cold: they were started for this attempt
+    start: str = ""  # standby: the ranks were up and waiting; forked, cold: they were started for this attempt
 
 
 class RankRunning(Event, frozen=True, kw_only=True, tag="rank_running"):

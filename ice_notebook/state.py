@@ -95,6 +95,7 @@ class RunState:
     ended_at: float | None = None
     agent_pid: int | None = None
     agent_started: float | None = None
+    start_note: str = ""  # why ranks were not forked although that was asked for
     stop_reason: str = ""
     end_reason: str = ""
     rev: int = 0  # counts applied events
@@ -144,7 +145,7 @@ def replay(events: Iterable[Any]) -> RunState:
 
 
 def _run_begun(state: RunState, event: p.RunBegun) -> RunState:
-    return replace(state, began_at=event.at, agent_pid=event.agent_pid, agent_started=event.agent_started)
+    return replace(state, began_at=event.at, agent_pid=event.agent_pid, agent_started=event.agent_started, start_note=event.note)
 
 
 def _attempt_begun(state: RunState, event: p.AttemptBegun) -> RunState:

@@ -123,7 +123,7 @@ class RankContext:
                 restart_count=self._group.spec.max_restarts - self._restarts_left,
                 world_size=self._group.workers[0].world_size,
                 ranks=starts,
-                start="standby" if is_standby else "cold",
+                start="standby" if is_standby else "forked" if io.is_forking else "cold",
             )
         )
         bad = self._send(goes, STANDBY_ACCEPT_WAIT_S if is_standby else ACCEPT_WAIT_S)

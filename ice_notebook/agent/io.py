@@ -22,6 +22,7 @@ from ice_notebook.agent.outbox import Outbox
 from ice_notebook.agent.ranks import RankProcess, Stage, start_rank
 from ice_notebook.agent.terminals import Terminals
 from ice_notebook.frames import Channel, Frame
+from ice_notebook.rank.server import RankServer
 from ice_notebook.store import Journal, RunFolder
 
 MOST_REPLACEMENTS = 3  # of standby ranks that die: then something is wrong with them, and a launch that fails will say what
@@ -44,9 +45,11 @@ class AgentIO(threading.Thread):
     _journal: Journal
     _out_of_memory_kills: int
 
-    def __init__(self, preparation: p.Preparation, kernel: Channel) -> None:
+    def __init__(self, preparation: p.Preparation, kernel: Channel, server: RankServer | None = None, note: str = "") -> None:
         super().__init__(name="ice-io", daemon=True)
         self.preparation = preparation
+        self._server = server  # which forks ranks; without one they are started afresh
+        self._note = note
         self.has_run = False
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
@@ -81,7 +84,7 @@ class AgentIO(threading.Thread):
             self._out_of_memory_kills = processes.out_of_memory_kills()
             self.on_run(self.folder)
             started = processes.start_time(os.getpid()) or 0.0
-            self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started))
+            self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started, note=self._note))
             self.was_ready = self.is_standing_by and self.are_ready and len(self.ranks) >= plan.world_size
             self.has_run, self.is_standing_by = True, False
             self.start_ranks(plan.world_size - self.unplaced)
@@ -100,6 +103,11 @@ class AgentIO(threading.Thread):
     def unplaced(self) -> int:
         """Return how many processes are there, or are being started, that are nobody's rank yet."""
         return self._being_started + sum(rank.rank < 0 and not rank.has_exited for rank in self.ranks)
+
+    @property
+    def is_forking(self) -> bool:
+        """Return whether ranks are forked."""
+        return self._server is not None
 
     @property
     def are_ready(self) -> bool:
@@ -211,7 +219,7 @@ class AgentIO(threading.Thread):
                 self._being_started = 0
                 return
             try:
-                rank = start_rank(self.preparation, self._serial)
+                rank = start_rank(self.preparation, self._serial, self._server)
             except OSError as error:
                 self.error = error
                 self._being_started = 0

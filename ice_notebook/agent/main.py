@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 import traceback
+from typing import NoReturn
 
-from ice_notebook import processes
+from ice_notebook import forks, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.frames import Channel
+from ice_notebook.rank import surroundings
+from ice_notebook.rank.server import RankServer
 from ice_notebook.store import RunFolder
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -24,9 +27,12 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 def main() -> None:
     """Be an agent: get ready, take a plan from the kernel, do the run, leave. Never returns."""
-    fd = int(sys.argv[1])
-    os.set_inheritable(fd, False)
-    kernel = Channel(socket.socket(fileno=fd))
+    serve(Channel(socket.socket(fileno=int(sys.argv[1]))), note="".join(sys.argv[3:]))
+
+
+def serve(kernel: Channel, readiness: p.Readiness | None = None, marker: forks.Marker | None = None, note: str = "") -> NoReturn:
+    """Be an agent at the end of this channel. `readiness` and `marker` are those of a fork server that this process was forked from."""
+    os.set_inheritable(kernel.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are the kernel's; what follows from them comes as a message
     # Orphans of ranks become children of this process: they can be found, and nothing is left to the system's init.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -34,20 +40,26 @@ def main() -> None:
         preparation = p.decode(kernel.receive().body, p.Preparation)
     except EOFError:
         os._exit(0)
-    Agent(preparation, kernel).run()
+    server = None
+    if readiness is not None and marker is not None:
+        marker.change(f"{preparation.marker}:agent")
+        surroundings.take_environment(preparation.environment)
+        if preparation.start_method == "forkserver":
+            server = RankServer(readiness, marker, f"{preparation.marker}:server")
+    Agent(preparation, kernel, server, note).run()
 
 
 class Agent:
     """A run from the agent's side."""
 
-    def __init__(self, preparation: p.Preparation, kernel: Channel) -> None:
+    def __init__(self, preparation: p.Preparation, kernel: Channel, server: RankServer | None, note: str) -> None:
         self._preparation = preparation
-        self._io = AgentIO(preparation, kernel)
+        self._io = AgentIO(preparation, kernel, server, note)
         self._io.on_run = _move_to
         self._io.on_stop = self._end_early
         self._is_elastic = False  # torch's agent is in charge: it ends the ranks
 
-    def run(self) -> None:
+    def run(self) -> NoReturn:
         """Do the run and leave the process."""
         io = self._io
         for number in _STOP_SIGNALS:
@@ -88,7 +100,7 @@ class Agent:
         assert self._io.stop is not None
         threading.Thread(target=self._leave, args=[p.Outcome.STOPPED, self._io.stop.reason, 0], daemon=True).start()
 
-    def _leave(self, outcome: p.Outcome, reason: str, swept: int) -> None:
+    def _leave(self, outcome: p.Outcome, reason: str, swept: int) -> NoReturn:
         swept += self._end_everything()
         if self._io.has_run:
             self._io.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))

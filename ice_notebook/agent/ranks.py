@@ -19,12 +19,13 @@ import msgspec
 from ice_notebook import processes
 from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
+from ice_notebook.rank.server import RankServer
 
 # The kernel's own module path comes with `go`.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.rank.main import main; main(sys.argv[1])"
 # What a rank needs to work at once when it is told to go; torch first, the rest is quick.
 _OURS = ("pickles", "cell", "descriptions", "rank.surroundings", "rank.shell", "rank.spawning", "rank.process_group")
-_MODULES = ("torch", "torch.distributed", *(f"ice_notebook.{module}" for module in _OURS))
+MODULES = ("torch", "torch.distributed", *(f"ice_notebook.{module}" for module in _OURS))
 _TERMINAL_ROWS, _TERMINAL_COLUMNS = 24, 80  # a progress bar then fits into a pane of the panel
 _READ_BYTES = 1 << 16
 _LFLAG, _OFLAG, _CC = 3, 1, 6  # places in what termios.tcgetattr returns
@@ -67,11 +68,13 @@ class Stream:
 class RankProcess:
     """One process. The io thread changes it, under the agent's condition; the elastic thread reads it under the same."""
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, terminal: int, acknowledge: int, marker: str) -> None:
-        self.process = process
+    def __init__(
+        self, process: subprocess.Popen[bytes] | int, channel: Channel, terminal: int, acknowledge: int, marker: str
+    ) -> None:
+        self._process = process  # or the number of an adopted child
         self.marker = marker  # carried by the process and all that it starts
-        self.pid = process.pid
-        self.pidfd = os.pidfd_open(process.pid)
+        self.pid = process if isinstance(process, int) else process.pid
+        self.pidfd = os.pidfd_open(self.pid)
         self.channel = channel
         self.acknowledge = acknowledge
         self.terminal = Stream(terminal, self)
@@ -118,13 +121,16 @@ class RankProcess:
     def reap(self) -> None:
         """Let the system forget the process; its number may be given to another one from here on."""
         with contextlib.suppress(ChildProcessError):
-            self.process.wait()
+            if isinstance(self._process, int):
+                os.waitpid(self._process, 0)
+            else:
+                self._process.wait()
         with contextlib.suppress(OSError):
             os.close(self.pidfd)
 
 
-def start_rank(preparation: p.Preparation, serial: int) -> RankProcess:
-    """Start a fresh interpreter that gets ready to be a rank.
+def start_rank(preparation: p.Preparation, serial: int, server: RankServer | None) -> RankProcess:
+    """Start a fresh interpreter, or fork a process, that gets ready to be a rank.
 
     Called from the io thread only: the parent-death signal that the rank asks for follows the thread that started it.
     """
@@ -137,12 +143,15 @@ def start_rank(preparation: p.Preparation, serial: int) -> RankProcess:
         "socket": theirs.fileno(),
         "terminal": slave,
         "acknowledge": acknowledge_theirs,
-        "modules": _MODULES,
+        "modules": MODULES,
         "preload": preparation.preload,
     }
     marker = f"{preparation.marker}:{serial}"
     path = msgspec.json.encode(preparation.boot_path).decode()
     try:
+        if server is not None:
+            pid = server.fork(settings, marker, inherited)
+            return RankProcess(pid, Channel(ours), master, acknowledge, marker)
         process = subprocess.Popen(
             [preparation.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), path],
             stdin=subprocess.DEVNULL,

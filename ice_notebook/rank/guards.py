@@ -46,6 +46,15 @@ def buffer_by_line() -> None:
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
+def write_to(fd: int) -> None:
+    """Make a descriptor the standard output and error of this process, with new Python streams: the old ones know another kind of file."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(fd, number)
+        stream = open(number, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - as long as the process lives
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
 def redirect(stream: TextIO, path: str) -> None:
     """Send a standard stream, C's writes included, to a file or terminal."""
     stream.flush()

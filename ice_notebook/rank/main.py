@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -45,7 +45,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 def main(text: str) -> None:
     """Be a rank. Never returns."""
-    settings = msgspec.json.decode(text, type=Settings)
+    serve(msgspec.json.decode(text, type=Settings))
+
+
+def serve(settings: Settings, readiness: p.Readiness | None = None) -> NoReturn:
+    """Be a rank with these settings; `readiness` when a process that this one was forked from has done all imports."""
     guards.die_with_agent(settings.agent_pid)
     guards.take_terminal(settings.terminal)
     guards.buffer_by_line()
@@ -53,7 +57,8 @@ def main(text: str) -> None:
         os.set_inheritable(fd, False)
     channel = Channel(socket.socket(fileno=settings.socket))
     sys.argv = [""]
-    readiness = preloading.get_ready(settings.modules, settings.preload)
+    if readiness is None:
+        readiness = preloading.get_ready(settings.modules, settings.preload)
     try:
         channel.send("ready", p.encode(readiness))
         while (frame := channel.receive()).kind == "preload":
@@ -73,7 +78,7 @@ class Rank:
         self._pid = os.getpid()
         self._is_asked_to_stop = False
 
-    def run(self) -> None:
+    def run(self) -> NoReturn:
         """Do the work and leave the process."""
         try:
             self._take_place()
@@ -234,7 +239,7 @@ def _exit_code(error: BaseException) -> int:
     return _EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else _EXIT_FAILED
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     """End the process after Python-level clean-up, without tearing modules down.
 
     An interpreter with torch loaded takes half a second for that, and threads of gloo and NCCL may abort in static destructors.

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ice_notebook import protocol as p
+from ice_notebook.forks import has_gpu_open
 
 MOST_MODULES = 4_000  # that a rank names: transformers with a model comes to some 1,500
-_GPU_FILES = ("/dev/nvidia", "/dev/dri", "/dev/kfd")
 
 _baseline: frozenset[str] = frozenset()  # modules that every rank has
 
@@ -124,15 +124,6 @@ def _harm(environment: dict[str, str]) -> str | None:
     if changed:
         return f"its import sets {', '.join(sorted(changed))}"
     return "its import opens a GPU" if has_gpu_open() else None
-
-
-def has_gpu_open() -> bool:
-    """Return whether this process has a file of a GPU's driver open."""
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{fd}").startswith(_GPU_FILES):
-                return True
-    return False
 
 
 @contextlib.contextmanager

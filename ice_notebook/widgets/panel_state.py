@@ -63,6 +63,8 @@ def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
         return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}: {_left(before)}. All ranks were started again."}
     if before is not None:
         return {"kind": "restarted", "text": f"It took {len(state.attempts)} attempts. {_sentence(_left(before))}".strip()}
+    if (note := plan.start_note or state.start_note) and not state.phase.is_final:
+        return {"kind": "cold", "text": f"Cold start: {note}."}
     return None
 
 

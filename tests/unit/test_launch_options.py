@@ -151,7 +151,7 @@ def test_options_of_a_call_are_refused_in_the_launcher():
         ({"env": "A"}, "env='A' cannot be read: allowed is NAME=VALUE"),
         ({"log_dir": ""}, "log_dir='' cannot be read: allowed is the path of a folder."),
         ({"start_method": "fork"}, "start_method='fork' is refused: forking a notebook kernel"),
-        ({"start_method": "thread"}, "start_method='thread' cannot be read: allowed is spawn."),
+        ({"start_method": "thread"}, "start_method='thread' cannot be read: allowed is spawn or forkserver."),
         ({"nnodes": 2}, "nnodes='2' is refused: this version launches on one node, this machine; leave it out."),
         ({"nnodes": "1:4"}, "nnodes='1:4' is refused: this version launches on one node"),
         ({"node_rank": 1}, "node_rank=1 is refused: this version launches on one node"),

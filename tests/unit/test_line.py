@@ -156,7 +156,6 @@ def test_evaluating_leaves_the_namespace_as_it_was():
         ("max_restarts={n/0}", "the expression raised ZeroDivisionError"),
         ("log_dir=a{nn}", "the expression raised NameError"),
         ("start_method=fork", "start_method='fork' is refused: forking a notebook kernel"),
-        ("start_method=forkserver", "start_method='forkserver' is refused: it comes in a later version"),
         ("detach", "'detach' is not available in this version"),
         ("--detach", "'detach' is not available in this version"),
         ("-m package.module", "'m' is not available in this version: scripts and modules come in a later version"),

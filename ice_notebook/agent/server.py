@@ -1,0 +1,101 @@
+"""The fork server: it lives with the kernel, imports torch once, and forks an agent for each run or set of standby ranks.
+
+It has one thread, the main one: what it forks is whole. It never touches a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import sys
+import traceback
+from functools import partial
+from typing import NoReturn
+
+from ice_notebook import agents, forks
+from ice_notebook import protocol as p
+from ice_notebook.agent import main as agent
+from ice_notebook.agent.ranks import MODULES
+from ice_notebook.frames import Channel
+from ice_notebook.rank import preloading
+
+
+def main() -> None:
+    """Be the fork server. Never returns."""
+    marker = forks.Marker()
+    kernel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    os.set_inheritable(kernel.fileno(), False)
+    try:
+        preparation = p.decode(kernel.receive().body, p.Preparation)
+        readiness = preloading.get_ready(("ice_notebook.agent.elastic", *MODULES), preparation.preload)
+        Server(kernel, marker, readiness).serve()
+    except (EOFError, OSError):
+        os._exit(0)  # the kernel is gone
+
+
+class Server:
+    """See the module."""
+
+    def __init__(self, kernel: Channel, marker: forks.Marker, readiness: p.Readiness) -> None:
+        self._kernel = kernel
+        self._marker = marker
+        self._readiness = readiness
+        self._selector = selectors.DefaultSelector()
+
+    def serve(self) -> NoReturn:
+        """Fork when asked to, and tell of the end of what was forked, until the kernel is gone."""
+        self._get_ready()
+        self._selector.register(self._kernel, selectors.EVENT_READ, self._on_kernel)
+        while True:
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _get_ready(self) -> None:
+        self._refusal = forks.refusal()
+        self._kernel.send("ready", p.encode(self._readiness), refusal=self._refusal)
+
+    def _on_kernel(self) -> None:
+        frame = self._kernel.receive()
+        if frame.kind == "preload":
+            self._readiness = p.Readiness.of([self._readiness, preloading.load(frame.fields["modules"])])
+            self._get_ready()
+            return
+        sock, log = self._kernel.receive_descriptors(2)
+        pid = self._exec(frame.body, sock, log) if self._refusal else self._fork(sock, log)
+        os.close(sock)
+        os.close(log)
+        ticket = frame.fields["ticket"]
+        pidfd = os.pidfd_open(pid)
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_exit, pidfd, pid, ticket))
+        self._kernel.send("forked", ticket=ticket)
+        self._kernel.send_descriptors([pidfd])  # by which the kernel knows it, whoever gets its number later
+
+    def _fork(self, sock: int, log: int) -> int:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._selector.close()
+                self._kernel.drop()
+                os.setsid()
+                for fd in (1, 2):
+                    os.dup2(log, fd)
+                os.close(log)
+                agent.serve(Channel(socket.socket(fileno=sock)), self._readiness, self._marker)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)  # nothing that goes wrong in an agent may make a second server of it
+        return pid
+
+    def _exec(self, body: bytes, sock: int, log: int) -> int:
+        """Start an agent afresh, which is safe whatever runs here, and have it say why."""
+        preparation = p.decode(body, p.Preparation)
+        note = f"fork server not used: {self._refusal}"
+        return agents.start_process("main", preparation, sock, log, name="agent", more=(note,)).pid
+
+    def _on_exit(self, pidfd: int, pid: int, ticket: int) -> None:
+        self._selector.unregister(pidfd)
+        os.close(pidfd)
+        _, status = os.waitpid(pid, 0)
+        self._kernel.send("exited", ticket=ticket, code=os.waitstatus_to_exitcode(status))

@@ -1,0 +1,120 @@
+"""The rank server: a child that an agent forks before it starts a thread, and that forks ranks for it.
+
+A rank is forked twice, so that the agent, which adopts what is left behind, is its parent: it gets the exit code, and the rank dies with it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import traceback
+from typing import Any, NoReturn
+
+import msgspec
+
+from ice_notebook import forks
+from ice_notebook import protocol as p
+from ice_notebook.frames import Channel
+from ice_notebook.rank import guards
+from ice_notebook.rank import main as rank
+
+
+class RankServer:
+    """The agent's end."""
+
+    def __init__(self, readiness: p.Readiness, marker: forks.Marker, name: str) -> None:
+        """Fork it. Nobody but the main thread may be there yet."""
+        ours, theirs = socket.socketpair()
+        agent_pid = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                ours.close()
+                guards.die_with_agent(agent_pid)
+                marker.change(name)
+                _Forks(Channel(theirs), agent_pid, readiness, marker).serve()
+            finally:
+                os._exit(1)
+        theirs.close()
+        self._channel = Channel(ours)
+
+    def fork(self, settings: dict[str, Any], marker: str, descriptors: tuple[int, int, int]) -> int:
+        """Return the pid of a new rank, which has got these descriptors: of its socket, its terminal, and its pipe.
+
+        Raises:
+            OSError: the server is gone, or cannot fork.
+        """
+        self._channel.send("fork", marker=marker, settings=settings)
+        self._channel.send_descriptors(descriptors)
+        try:
+            fields = self._channel.receive().fields
+        except EOFError as error:
+            raise OSError("the rank server is gone") from error
+        if "error" in fields:
+            raise OSError(fields["error"])
+        return int(fields["pid"])
+
+
+class _Forks:
+    """The server's end."""
+
+    def __init__(self, agent: Channel, agent_pid: int, readiness: p.Readiness, marker: forks.Marker) -> None:
+        self._agent = agent
+        self._agent_pid = agent_pid
+        self._readiness = readiness
+        self._marker = marker
+
+    def serve(self) -> NoReturn:
+        while True:
+            try:
+                frame = self._agent.receive()
+                descriptors = self._agent.receive_descriptors(3)
+            except (EOFError, OSError):
+                os._exit(0)
+            try:
+                pid = self._fork(frame.fields["settings"], frame.fields["marker"], descriptors)
+                self._agent.send("forked", pid=pid)
+            except OSError as error:
+                self._agent.send("forked", error=str(error))
+            for fd in descriptors:
+                os.close(fd)
+
+    def _fork(self, settings: dict[str, Any], marker: str, descriptors: list[int]) -> int:
+        reader, writer = os.pipe()
+        between = os.fork()
+        if between == 0:
+            between = os.getpid()
+            pid = os.fork()
+            if pid:
+                os.write(writer, str(pid).encode())
+                os._exit(0)
+            try:
+                for fd in (reader, writer):
+                    os.close(fd)
+                while os.getppid() == between:  # about to end; nothing announces that the agent has become the parent
+                    time.sleep(0.0002)
+                self._be_rank(settings, marker, descriptors)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        os.close(writer)
+        try:
+            os.waitpid(between, 0)
+            return int(os.read(reader, 32))
+        finally:
+            os.close(reader)
+
+    def _be_rank(self, settings: dict[str, Any], marker: str, descriptors: list[int]) -> NoReturn:
+        self._agent.drop()
+        os.setsid()
+        self._marker.change(marker)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+        sock, terminal, acknowledge = descriptors
+        guards.write_to(terminal)
+        forks.reseed()
+        known = {**settings, "agent_pid": self._agent_pid, "socket": sock, "terminal": terminal, "acknowledge": acknowledge}
+        rank.serve(msgspec.convert(known, rank.Settings), self._readiness)
