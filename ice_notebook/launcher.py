@@ -130,7 +130,7 @@ class ElasticLauncher(context.Context):
         with _prepare_run(options, task, name) as run:
             on_run(run)
             try:
-                agent, plan = pool().start(run.plan, RunFolder(run.folder).write_plan, uses=_wish(options, run.plan).n_ranks > 0)
+                agent, plan = pool().start(run.plan, RunFolder(run.folder).write_plan, uses=options.standby != "off")
             except OSError as error:
                 raise LaunchError.payload(error) from error
             run.start(agent, plan)

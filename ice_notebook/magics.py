@@ -1,4 +1,4 @@
-"""`%%elastic_launch`: the text of a cell and its magic's line to a launch, and tab completion of that line. `%elastic_devices`."""
+"""`%%elastic_launch`: the text of a cell and its magic's line to a launch, and tab completion of that line. `%elastic_devices`, `%elastic_standby`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
 from ice_notebook.launcher import ElasticLauncher, read_call
 from ice_notebook.line import complete_line, read_line, read_value, wants_help
 from ice_notebook.options import Surface
+from ice_notebook.planning import check_platform, make_preparation
+from ice_notebook.pool import pool
 from ice_notebook.run import Run
 from ice_notebook.widgets.picker_state import listing
 
@@ -32,6 +34,19 @@ notebook. Their runs say so.
     %elastic_devices cuda:free:2   two GPUs that nobody uses, found anew at each launch
     %elastic_devices picker        let a picker of your own decide
     %elastic_devices off           forget it: such launches use auto again"""
+
+
+_STANDBY = "%elastic_standby"
+_STANDBY_HELP = """\
+%elastic_standby [N | auto | off]
+
+Ranks that are up, have imported torch and wait make the next launch instant. After a launch as many
+stand by as it had; they end 10 minutes after the last one, and with the notebook.
+
+    %elastic_standby         say what stands by
+    %elastic_standby 4       have four ranks stand by from now on, before the first launch too
+    %elastic_standby auto    as many as the last launch had (the default)
+    %elastic_standby off     end them, and keep none"""
 
 
 @magics_class
@@ -69,6 +84,33 @@ class ElasticMagics(Magics):
             raise error.with_traceback(None) from error.__cause__
 
     elastic_devices.__doc__ = _DEVICES_HELP
+
+    @no_var_expand
+    @output_can_be_silenced
+    @line_magic
+    def elastic_standby(self, line: str) -> None:
+        __tracebackhide__ = True
+        if wants_help(line):
+            print(_STANDBY_HELP)  # noqa: T201 - what was asked for
+            return
+        try:
+            print(self._set_standby(line.strip()))  # noqa: T201 - the answer to a command
+        except IceNotebookError as error:
+            raise error.with_traceback(None) from error.__cause__
+
+    elastic_standby.__doc__ = _STANDBY_HELP
+
+    def _set_standby(self, text: str) -> str:
+        """Do what the line says, and return how it stands."""
+        if text:
+            wanted = read_value(TABLE.options["standby"], text, self.shell.user_ns)
+            pool().default = wanted
+            if wanted == "off":
+                pool().stop()
+            elif wanted != "auto":
+                check_platform()
+                pool().prepare(make_preparation(wanted))
+        return pool().describe()
 
     def _set_devices(self, text: str) -> Any:
         """Set the devices of launches that name none, and return the picker that is to be shown, if one is."""
@@ -159,9 +201,10 @@ def load(shell: Any) -> None:
 def unload(shell: Any) -> None:
     """Take back what `load` has registered."""
     for kind in shell.magics_manager.magics.values():
-        for name in ("elastic_launch", "elastic_devices"):
+        for name in ("elastic_launch", "elastic_devices", "elastic_standby"):
             kind.pop(name, None)
     picked.choose(None)
+    pool().stop()
     if keep_empty_body in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(keep_empty_body)
     matchers = shell.Completer.custom_matchers
@@ -186,6 +229,8 @@ def _matcher(shell: Any) -> Any:
             fragment, candidates = complete_line(typed[len(_MAGIC) + 1 :], TABLE, shell.user_ns, Surface.CELL)
         elif typed.startswith(_DEVICES + " "):
             fragment, candidates = complete_line(f"devices={typed[len(_DEVICES) + 1 :]}", TABLE, shell.user_ns, Surface.CELL)
+        elif typed.startswith(_STANDBY + " "):
+            fragment, candidates = complete_line(f"standby={typed[len(_STANDBY) + 1 :]}", TABLE, shell.user_ns, Surface.CELL)
         else:
             return {"completions": []}
         return {

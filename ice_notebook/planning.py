@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 import warnings
 
@@ -17,6 +16,18 @@ from ice_notebook.options import streams_of_rank
 from ice_notebook.store import RunFolder
 
 OWN_MEMORY_BYTES = 64 << 20  # less than this is the CUDA context of a notebook that once said hello to the GPU
+
+
+def make_preparation(n_ranks: int) -> p.Preparation:
+    """Return what so many ranks need to stand by for a launch with default options, from here and now."""
+    return p.Preparation(
+        n_ranks=n_ranks,
+        marker=processes.new_marker(),
+        interpreter=agents.interpreter(),
+        boot_path=p.boot_path((entry for entry in sys.path if isinstance(entry, str)), os.getcwd()),
+        environment=rank_environment(os.environ, n_ranks=n_ranks, omp_num_threads=None, extra={}),
+        kernel_pid=os.getpid(),
+    )
 
 
 def check_platform() -> None:
@@ -102,7 +113,7 @@ def make_plan(
         master_port=port,
         grace=options.grace,
         timeout=options.timeout,
-        marker=secrets.token_hex(8),
+        marker=processes.new_marker(),
         environment=rank_environment(
             os.environ, n_ranks=len(devices.ranks), omp_num_threads=options.omp_num_threads, extra=options.env
         ),

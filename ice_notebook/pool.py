@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.machinery
 import os
-import secrets
 import selectors
 import threading
 import time
@@ -22,6 +21,7 @@ from ice_notebook.agents import AgentProcess, ForkedAgent, ForkServer
 from ice_notebook.errors import join
 from ice_notebook.frames import Channel
 
+STANDBY_VARIABLE = "ICE_NOTEBOOK_STANDBY"  # off: nothing stands by unless a launch or the magic asks for it
 IDLE_S = 600.0  # after so long without a launch they end
 MOST_SETS = 2  # a set is an agent and its ranks; with a second one, two launches in a row find theirs ready
 RANK_BYTES = 256 << 20  # that a process which has imported torch may take
@@ -150,7 +150,8 @@ class Pool:
         self._early: frozenset[str] | None = None
         self._running: list[Launched] = []  # runs that are not over
         self._wanted_modules: bool | tuple[str, ...] = True
-        self.default: int | str = "auto"  # what launches want that do not say: as `standby=`
+        # What launches want that do not say: as `standby=`, for which the variable sets the default.
+        self.default: int | str = "off" if os.environ.get(STANDBY_VARIABLE) == "off" else "auto"
         self._used_at = time.monotonic()
         self._leisure = cores.Leisure()
         self._thread: threading.Thread | None = None
@@ -196,7 +197,7 @@ class Pool:
 
     def _new_server(self, preparation: p.Preparation) -> ForkServer:
         preload = tuple(self._to_preload()) if preparation.start_method == "forkserver" else ()
-        return ForkServer(p.replace(preparation, n_ranks=0, marker=secrets.token_hex(8), preload=preload))
+        return ForkServer(p.replace(preparation, n_ranks=0, marker=processes.new_marker(), preload=preload))
 
     def _pick(self, plan: p.Plan) -> tuple[Standby | None, str] | None:
         """Take the set that a launch can use out of the pool, the ready one first; None when there is no set at all.
@@ -266,7 +267,8 @@ class Pool:
             state = "ready" if len(ready) == len(self._sets) else "getting ready"
             loaded = sorted({package for standby in ready for package in (standby.readiness or _NOTHING).preloaded})
             also = f", with {join(loaded, 'and')} loaded" if loaded else ""
-            return f"{n_ranks} ranks stand by: {state}{also}. They end after {IDLE_S / 60:g} minutes without a launch."
+            stand = "1 rank stands" if n_ranks == 1 else f"{n_ranks} ranks stand"
+            return f"{stand} by: {state}{also}; {IDLE_S / 60:g} minutes without a launch end that."
 
     # ---- the thread
 
@@ -313,7 +315,9 @@ class Pool:
             if not self._is_free_to_start():
                 return cores.LOOK_S
             preload = self._to_preload()
-            self._sets.append(Standby(self._new_agent(p.replace(self._next, marker=secrets.token_hex(8), preload=tuple(preload)))))
+            self._sets.append(
+                Standby(self._new_agent(p.replace(self._next, marker=processes.new_marker(), preload=tuple(preload))))
+            )
             is_busy = True
         if not is_busy and self._sets and self._server is None:
             # Its agents cost nothing, where each fresh one imports torch once more.

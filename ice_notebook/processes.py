@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -67,6 +68,11 @@ def out_of_memory_kills() -> int:
 
 
 # ---- the sweep -----------------------------------------------------------------------------------------------------------------------
+
+
+def new_marker() -> str:
+    """Return a marker that nothing else carries."""
+    return secrets.token_hex(8)
 
 
 def find_marked(*markers: str) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -124,9 +124,8 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
 
     @property
     def boot_path(self) -> tuple[str, ...]:
-        """Return the module path for processes that get ready: the working directory last, where it shadows no module of Python's."""
-        here = {"", self.cwd}
-        return (*(os.path.join(self.cwd, entry) for entry in self.sys_path if entry not in here), self.cwd)
+        """Return the module path for processes that get ready."""
+        return boot_path(self.sys_path, self.cwd)
 
     def preparation(self, preload: tuple[str, ...] = ()) -> Preparation:
         """Return what an agent needs to get ready for this plan."""
@@ -140,6 +139,11 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
             preload=preload,
             kernel_pid=self.kernel_pid,
         )
+
+
+def boot_path(sys_path: Iterable[str], cwd: str) -> tuple[str, ...]:
+    """Return the module path for processes that get ready: the working directory last, where it shadows no module of Python's."""
+    return (*(os.path.join(cwd, entry) for entry in sys_path if entry not in {"", cwd}), cwd)
 
 
 class Go(Struct, frozen=True, kw_only=True):

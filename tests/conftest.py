@@ -1,4 +1,4 @@
-"""Every test has a cache of its own, and finds the environment as a user's: without what continuous integration sets."""
+"""Every test has a cache of its own, no ranks stand by, and it finds the environment as a user's: without what continuous integration sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # support.py, fake_run.py
 
+# What stands by after a launch would take the next test's processor time; the tests of it switch it on.
+os.environ["ICE_NOTEBOOK_STANDBY"] = "off"
 # It makes Python and C flush everything at once, and hides every fault of buffering.
 os.environ.pop("PYTHONUNBUFFERED", None)
 

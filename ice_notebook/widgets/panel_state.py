@@ -8,12 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ice_notebook.errors import join
 from ice_notebook.protocol import Failure, Plan
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
 VALUE_CHARACTERS = 4_000
 VALUES_CHARACTERS = 200_000  # of all ranks together: the snapshot is sent anew at each change, and may be saved in the notebook
 TRACEBACK_CHARACTERS = 20_000
+WORTH_SAYING_S = 0.2  # of an import that a launch was spared
+PACKAGES_NAMED = 2
 
 
 def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
     ]
     return {
         "name": plan.name,
-        "devices": f"{plan.devices} ({plan.devices_by})" if plan.devices_by else plan.devices,
+        "devices": _devices(plan),
         "world_size": state.attempt.world_size if state.attempt else plan.world_size,
         "phase": state.phase.value,
         "is_final": state.phase.is_final,
@@ -44,6 +47,17 @@ def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
         ],
         "ended_with_it": [rank for rank in sorted(ranks) if state.failures and ranks[rank].phase is RankPhase.STOPPED],
     }
+
+
+def _devices(plan: Plan) -> str:
+    """Return the devices, who chose them, and what standby ranks had imported for them when that is worth a word."""
+    chosen = f"{plan.devices} ({plan.devices_by})" if plan.devices_by else plan.devices
+    saved = {package: seconds for package, seconds in plan.preloaded.items() if seconds >= WORTH_SAYING_S}
+    if not saved:
+        return chosen
+    most = sorted(saved, key=lambda package: -saved[package])
+    named = [*most[:PACKAGES_NAMED], *(["others"] if len(most) > PACKAGES_NAMED else [])]
+    return f"{chosen} · {join(named, 'and')} preloaded, {format_duration(sum(saved.values()))} saved"
 
 
 def banner(plan: Plan, state: RunState) -> dict[str, str] | None:

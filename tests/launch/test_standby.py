@@ -1,0 +1,477 @@
+"""Ranks that stand by: a launch takes them, whatever happened to them meanwhile, and finds itself in processes that nobody has used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import HANG_S, Kernel, left_of, wait_printed, wait_until
+
+from ice_notebook import processes
+from ice_notebook.planning import make_preparation
+from ice_notebook.pool import Pool, pool
+from ice_notebook.protocol import RankReplaced
+from ice_notebook.run import Run
+
+
+def is_ready() -> bool:
+    return " by: ready" in pool().describe()
+
+
+@pytest.fixture
+def standby(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
+    """Return `standby(n=2)`, which waits until so many ranks stand by, and for nothing else to be there afterwards."""
+    pool().stop()
+    monkeypatch.setattr(pool(), "default", "auto")
+
+    def stand_by(n: int = 2) -> Pool:
+        pool().prepare(make_preparation(n))
+        wait_until(is_ready)
+        return pool()
+
+    yield stand_by
+    markers = [each.preparation.marker for each in pool()._sets]
+    pool().stop()
+    for marker in markers:
+        wait_until(lambda marker=marker: not left_of(marker))
+
+
+def ranks_of(standing: Pool) -> list[int]:
+    """Return the processes of the first set, without its agent."""
+    marker = standing._sets[0].preparation.marker
+    return [pid for pid in left_of(marker) if (processes._carried(pid) or "").rpartition(":")[2].isdigit()]
+
+
+def who() -> tuple[int, int]:
+    import os
+
+    return os.getpid(), int(os.environ["RANK"])
+
+
+def start_of(run: Run) -> list[str]:
+    return [attempt.start for attempt in run.state.attempts]
+
+
+def test_a_launch_takes_the_ranks_that_stand_by_and_the_next_one_gets_others(launch, standby):
+    waiting = set(ranks_of(standby()))
+    assert len(waiting) == 2
+    first = launch(who)
+    assert first.phase == "succeeded", first
+    assert start_of(first) == ["standby"]
+    assert {pid for pid, _ in first.results.values()} == waiting
+    wait_until(is_ready)
+    second = launch(who)
+    assert start_of(second) == ["standby"]
+    assert not {pid for pid, _ in second.results.values()} & waiting, "no rank serves twice"
+
+
+def test_fewer_or_more_ranks_than_stand_by(launch, standby):
+    standby(2)
+    alone = launch(who, n=1)
+    assert (alone.phase, start_of(alone)) == ("succeeded", ["standby"])
+    pool().stop()
+    standby(1)
+    three = launch(who, n=3)
+    assert three.phase == "succeeded"
+    assert {rank for _, rank in three.results.values()} == {0, 1, 2}
+    assert three.plan.start_note == "1 of 3 ranks stood by"
+
+
+# ---- dead, deaf, stopped -------------------------------------------------------------------------------------------------------------------
+
+
+def test_dead_standby_ranks_are_replaced_before_anybody_notices(launch, standby):
+    standing = standby()
+    dead = ranks_of(standing)
+    for pid in dead:
+        os.kill(pid, signal.SIGKILL)
+    run = launch(who)
+    assert run.phase == "succeeded", run
+    assert not {pid for pid, _ in run.results.values()} & set(dead)
+
+
+def test_those_that_die_while_nobody_needs_them_are_started_anew(standby):
+    standing = standby()
+    dead = ranks_of(standing)
+    os.kill(dead[0], signal.SIGKILL)
+    wait_until(lambda: len(ranks_of(standing)) == 2 and dead[0] not in ranks_of(standing))
+
+
+def test_a_deaf_standby_rank_is_replaced_and_has_not_begun(launch, standby):
+    deaf = ranks_of(standby())[0]
+    os.kill(deaf, signal.SIGSTOP)
+    run = launch(who)
+    assert run.phase == "succeeded", run
+    assert deaf not in {pid for pid, _ in run.results.values()}
+    (replaced,) = [event for event in run._folder.read_events() if isinstance(event, RankReplaced)]
+    assert run.state.ranks[replaced.rank].pid == replaced.pid == run.results[replaced.rank][0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
+def test_an_agent_that_does_not_answer_is_replaced_with_all_that_it_had(launch, standby, number):
+    chosen = standby()._sets[0]
+    marker = chosen.preparation.marker
+    agents = [pid for pid in left_of(marker) if (processes._carried(pid) or "").endswith(":agent")]
+    for pid in agents:
+        os.kill(pid, number)
+    run = launch(who)
+    assert run.phase == "succeeded", run
+    assert run.plan.marker != marker
+    wait_until(lambda: not left_of(marker))
+
+
+# ---- what they find ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_code_on_disk_is_read_when_the_run_begins(launch, standby, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "edited_by_the_user.py"
+
+    def version() -> int:
+        import edited_by_the_user
+
+        return edited_by_the_user.VERSION
+
+    standby()
+    for number in (1, 2):
+        module.write_text(f"VERSION = {number}\n")
+        os.utime(module, (number, number))  # an edit within the same second has another time as well
+        run = launch(version)
+        assert dict(run.results) == {0: number, 1: number}, run
+        wait_until(is_ready)
+
+
+def test_the_notebooks_environment_folder_and_module_path_are_those_of_now(launch, standby, tmp_path, monkeypatch):
+    monkeypatch.setenv("OF_BEFORE", "1")
+    standby()
+    monkeypatch.delenv("OF_BEFORE")
+    monkeypatch.setenv("OF_NOW", "ü")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+
+    def found() -> Any:
+        import os
+        import sys
+
+        return os.environ.get("OF_BEFORE"), os.environ["OF_NOW"], os.getcwd(), sys.path[0]
+
+    run = launch(found)
+    assert start_of(run) == ["standby"], run.plan.start_note
+    assert run.results[1] == (None, "ü", str(tmp_path), str(tmp_path / "lib"))
+
+
+def test_what_is_read_when_a_process_starts_makes_a_cold_start_which_says_so(launch, standby):
+    def hashed() -> int:
+        return hash("a text")
+
+    standby()
+    run = launch(hashed, env={"PYTHONHASHSEED": "7"})
+    assert start_of(run) == ["cold"]
+    assert run.plan.start_note == "PYTHONHASHSEED changed"
+    import subprocess
+
+    seven = subprocess.check_output([sys.executable, "-c", "print(hash('a text'))"], env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert dict(run.results) == dict.fromkeys(range(2), int(seven))
+
+
+def test_what_torch_has_functions_for_is_told_to_it(launch, standby):
+    def settings() -> Any:
+        import torch
+        import torch.distributed as dist
+
+        return torch.get_num_threads(), dist.get_debug_level().name
+
+    standby()
+    run = launch(settings, omp_num_threads=3, env={"TORCH_DISTRIBUTED_DEBUG": "DETAIL"})
+    assert start_of(run) == ["standby"], run.plan.start_note
+    assert run.results[0] == (3, "DETAIL")
+
+
+def test_another_torch_on_the_module_path_makes_a_cold_start(launch, standby, tmp_path, monkeypatch):
+    standby()
+    (tmp_path / "numpy.py").write_text("raise ImportError('not a numpy')")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = launch(who, dist_init="no")
+    assert run.plan.start_note == "sys.path finds another numpy"
+
+
+def test_a_slow_name_service_is_not_asked(launch, tmp_path, monkeypatch):
+    """A launch asks for this machine's name nowhere: each answer would take longer than all of it."""
+    pool().stop()
+    asked = tmp_path / "asked"
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import socket\n"
+        f"def slow(*_):\n"
+        f"    open({str(asked)!r}, 'a').write('!')\n"
+        f"    return 'nobody'\n"
+        f"socket.getfqdn = socket.gethostbyaddr = slow\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = launch(who)
+    assert run.phase == "succeeded", run
+    assert not asked.exists()
+
+
+# ---- preloading ----------------------------------------------------------------------------------------------------------------------------
+
+
+def loaded(name: str) -> bool:
+    import sys
+
+    return name in sys.modules
+
+
+def test_what_ranks_have_imported_the_next_ones_have_already(launch, standby):
+    def work() -> str:
+        import sympy
+
+        return sympy.__name__
+
+    standby()
+    assert launch(work).phase == "succeeded"
+    wait_until(lambda: is_ready() and "sympy" in pool().describe())
+    run = launch(loaded, "sympy")
+    assert dict(run.results) == {0: True, 1: True}
+    assert run.plan.preloaded["sympy"] > 0
+    wait_until(is_ready)
+    assert launch(work, preload="no").phase == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        ("import os; os.environ['SET_BY_AN_IMPORT'] = '1'", "sets SET_BY_AN_IMPORT"),
+        ("import no_such_module", "ModuleNotFoundError"),
+    ],
+)
+def test_a_module_that_does_harm_is_not_preloaded_again(launch, standby, tmp_path, monkeypatch, harm, reason):
+    (tmp_path / "harmful.py").write_text(harm)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def variable() -> Any:
+        import os
+
+        return os.environ.get("SET_BY_AN_IMPORT"), __import__("sys").modules.get("harmful")
+
+    standby()
+    pool()._refused.pop("harmful", None)
+    launch(variable, preload="harmful")
+    wait_until(lambda: reason in pool()._refused.get("harmful", ""))
+    wait_until(is_ready)
+    run = launch(variable, preload="harmful")
+    assert start_of(run) == ["standby"]
+    assert run.results[0] == (None, None)
+    pool()._refused.pop("harmful")
+    pool()._spoiled = 0
+
+
+# ---- the fork server -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_forked_ranks_are_processes_of_their_own(launch, standby):
+    def work() -> Any:
+        import os
+        import random
+        import sys
+
+        import numpy as np
+        import torch
+
+        print("a line", flush=True)
+        print("another", file=sys.stderr)
+        drawn = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002 - the old generator is the one that everybody shares
+        return os.getpid(), os.getsid(0), os.isatty(1), os.environ["RANK"], drawn
+
+    run = launch(work, start_method="forkserver", n=3)
+    assert run.phase == "succeeded", run
+    values = list(run.results.values())
+    assert start_of(run) == ["forked"]
+    assert len({pid for pid, *_ in values}) == 3
+    assert all(pid == session and terminal for pid, session, terminal, *_ in values)
+    assert [rank for *_, rank, _ in values] == ["0", "1", "2"]
+    for kind in range(3):
+        assert len({drawn[kind] for *_, drawn in values}) == 3, "each rank draws numbers of its own"
+    assert all(run.output(rank).splitlines() == ["a line", "another"] for rank in range(3))
+    again = launch(work, start_method="forkserver", n=3)
+    assert {drawn for *_, drawn in again.results.values()}.isdisjoint(drawn for *_, drawn in values)
+
+
+def test_forked_ranks_fail_stop_and_restart_like_others(launch, start, standby):
+    def work() -> int:
+        import os
+        import signal
+        import subprocess
+
+        subprocess.Popen(["sleep", "10000"], start_new_session=True)
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        print("at work")
+        while True:
+            signal.pause()
+
+    run = start(work, start_method="forkserver", max_restarts=1)
+    wait_printed(run, "at work", attempt=1)
+    first = run.state.attempts[0]
+    assert (first.root, first.ranks[1].exit_code) == (1, -signal.SIGKILL)
+    run.stop()
+    assert run.wait(HANG_S)
+    assert run.phase == "stopped"
+    assert left_of(run.plan.marker) == []
+
+
+def test_a_fork_server_with_a_thread_is_not_used(launch, standby, tmp_path, monkeypatch):
+    (tmp_path / "with_a_thread.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=[10000], daemon=True).start()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = launch(who, start_method="forkserver", preload="with_a_thread")
+    assert run.phase == "succeeded", run
+    if not run.state.start_note:  # its server was up before the module was asked for
+        wait_until(lambda: pool()._server is not None and pool()._server.refusal)
+        pool().stop()
+        run = launch(who, start_method="forkserver", preload="with_a_thread")
+    assert run.state.start_note.startswith("fork server not used: a thread runs in it")
+    assert start_of(run) == ["cold"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_fork_server_that_dies_takes_no_run_along(start, launch, standby, number):
+    def work() -> None:
+        import time
+
+        print("at work")
+        time.sleep(10_000)
+
+    run = start(work, start_method="forkserver")
+    wait_printed(run, "at work")
+    server = pool()._server
+    assert server is not None
+    server._process.send_signal(number)
+    server._process.wait()
+    assert launch(who, start_method="forkserver").phase == "succeeded"
+    assert run.phase == "running"
+    run.stop()
+    assert run.wait(HANG_S)
+    assert run.phase == "stopped"
+
+
+# ---- restarts ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_takes_spares_that_are_up(start):
+    def work(flag: str) -> int:
+        import os
+        import time
+
+        print("at work")
+        while os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            if os.path.exists(flag):
+                raise ValueError("now")
+            time.sleep(0.01)
+        return os.getpid()
+
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        flag = Path(folder) / "fail"
+        run = start(work, str(flag), max_restarts=1)
+        wait_printed(run, "at work")
+        wait_until(lambda: len(left_of(run.plan.marker)) == 5)  # agent, two ranks, two spares
+        spares = set(left_of(run.plan.marker)) - {rank.pid for rank in run.state.ranks.values()} - {run.state.agent_pid}
+        wait_until(lambda: all(processes.cpu_time(pid) > 0.5 for pid in spares))
+        settled = [0.0] * 2
+
+        def at_rest() -> bool:
+            nonlocal settled
+            before, settled = settled, [processes.cpu_time(pid) for pid in spares]
+            time.sleep(0.3)
+            return before == settled
+
+        wait_until(at_rest)
+        flag.touch()
+        assert run.wait(HANG_S)
+    assert run.phase == "succeeded", run
+    assert start_of(run)[1] == "standby"
+    assert set(run.results.values()) == spares
+
+
+# ---- when they end -------------------------------------------------------------------------------------------------------------------------
+
+CELL = "%%elastic_launch devices=cpu:0 ui=none dist_init=no{}\ndef f():\n    return 1"
+MARKERS = "[each.preparation.marker for each in __import__('ice_notebook.pool').pool.pool()._sets]"
+
+
+def standing_by(kernel: Kernel) -> list[str]:
+    """Launch, and return the markers of what stands by afterwards."""
+    outcome = kernel.run(CELL.format(""))
+    assert not outcome.error, outcome.error
+    markers: list[str] = wait_until(lambda: kernel.value(MARKERS))
+    wait_until(lambda: all(len(left_of(marker)) == 2 for marker in markers))
+    return markers
+
+
+def end_by_exit(kernel: Kernel) -> None:
+    kernel.start("exit()")
+
+
+def end_by_kill(kernel: Kernel) -> None:
+    os.kill(kernel.pid, signal.SIGKILL)
+
+
+def end_by_restart(kernel: Kernel) -> None:
+    kernel.manager.restart_kernel(now=False)
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    """A fresh kernel as a user has it."""
+    monkeypatch.delenv("ICE_NOTEBOOK_STANDBY")
+    made = Kernel()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("end", [end_by_exit, end_by_kill, end_by_restart])
+def test_nothing_stands_by_longer_than_its_kernel(kernel, end):
+    markers = standing_by(kernel)
+    end(kernel)
+    for marker in markers:
+        wait_until(lambda marker=marker: not left_of(marker))
+
+
+def test_a_kernel_does_not_take_what_stands_by_for_another(kernel, standby):
+    waiting = left_of(standby(1)._sets[0].preparation.marker)
+    outcome = kernel.run(CELL.format(" -o run") + "\n")
+    assert not outcome.error, outcome.error
+    assert kernel.value("run.state.attempts[0].start") == "cold"
+    assert left_of(pool()._sets[0].preparation.marker) == waiting
+
+
+def test_off_leaves_nothing_and_the_magic_says_what_stands_by(kernel):
+    markers = standing_by(kernel)
+    assert "by: " in kernel.run("%elastic_standby").text
+    assert not kernel.run(CELL.format(" standby=off")).error
+    for marker in markers:
+        wait_until(lambda marker=marker: not left_of(marker))
+    assert kernel.run("%elastic_standby").text.strip() == "No ranks stand by."
+    assert "No" not in kernel.run("%elastic_standby 1").text
+    (marker,) = wait_until(lambda: kernel.value(MARKERS))
+    assert kernel.run("%elastic_standby off").text.strip() == "No ranks stand by."
+    wait_until(lambda: not left_of(marker))
+    assert not kernel.run(CELL.format("")).error
+    assert kernel.value(MARKERS) == [], "what the notebook has switched off stays off"
+    assert "allowed is a whole number" in kernel.run("%elastic_standby many").error_value
+
+
+def test_they_end_after_an_idle_time(launch, standby, monkeypatch):
+    marker = standby()._sets[0].preparation.marker
+    monkeypatch.setattr("ice_notebook.pool.IDLE_S", 0.01)
+    pool()._wake()
+    wait_until(lambda: not left_of(marker))
+    assert pool().describe() == "No ranks stand by."
