@@ -164,6 +164,8 @@ class ForkServer:
     def look(self, timeout_s: float = 0.0) -> bool:
         """Take what it has said, waiting for it if asked to; return whether it has said anything."""
         with self._lock:
+            if self.is_gone:
+                return False
             try:
                 frame = receive_until(self._channel, time.monotonic() + timeout_s)
                 while frame is not None:
@@ -187,9 +189,21 @@ class ForkServer:
             self.look(left_s)
         return self._exit_codes.get(ticket)
 
+    def retire(self) -> None:
+        """Have it end as soon as it has done what it was asked for so far."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._channel.send("quit")
+
+    def has_ended(self) -> bool:
+        """Return whether the process is gone."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
-        """End it. What it has forked goes on."""
-        self._channel.close()
+        """End it now. What it has forked goes on."""
+        with self._lock:
+            self.look()
+            self.is_gone = True
+            self._channel.close()
         self._process.kill()
         self._process.wait()
 

@@ -130,7 +130,9 @@ class ElasticLauncher(context.Context):
         with _prepare_run(options, task, name) as run:
             on_run(run)
             try:
-                agent, plan = pool().start(run.plan, RunFolder(run.folder).write_plan, uses=options.standby != "off")
+                agent, plan = pool().start(
+                    run.plan, RunFolder(run.folder).write_plan, _wish(options, run.plan), uses=options.standby != "off"
+                )
             except OSError as error:
                 raise LaunchError.payload(error) from error
             run.start(agent, plan)

@@ -143,6 +143,7 @@ class Pool:
         self._lock = threading.RLock()
         self._sets: list[Standby] = []
         self._server: ForkServer | None = None
+        self._retired: list[ForkServer] = []
         self._next: p.Preparation | None = None  # what the next set is made from; None: none is wanted
         self._preload: dict[str, None] = {}  # modules, in the order of their imports
         self._refused: dict[str, str] = {}  # package: why it is not preloaded
@@ -159,8 +160,12 @@ class Pool:
 
     # ---- launches
 
-    def start(self, plan: p.Plan, write: Callable[[p.Plan], None], *, uses: bool = True) -> tuple[AgentProcess, p.Plan]:
-        """Return an agent that does a plan, and the plan as it does it. `write` is called with that plan before anything runs."""
+    def start(self, plan: p.Plan, write: Callable[[p.Plan], None], wish: Wish, *, uses: bool = True) -> tuple[AgentProcess, p.Plan]:
+        """Return an agent that does a plan, and the plan as it does it. `write` is called with that plan before anything runs.
+
+        With `uses` it may be one that stands by.
+        """
+        self._wanted_modules = wish.preload
         note = ""
         if uses:
             while (found := self._pick(plan)) is not None:
@@ -187,7 +192,8 @@ class Pool:
         if server is not None:
             server.look()
             if server.is_gone or why_not(server.preparation, server.readiness, preparation, self._early):
-                server.close()
+                server.retire()  # a launch may still wait for its import
+                self._retired.append(server)
                 self._server = server = None
         if server is None and wants_forks:
             server = self._server = self._new_server(preparation)
@@ -358,6 +364,7 @@ class Pool:
 
     def _look(self) -> None:
         """Take what agents and fork server have said, and put away what is of no use."""
+        self._retired = [server for server in self._retired if not server.has_ended()]
         if self._server is not None:
             self._server.look()
             told = self._server.readiness

@@ -71,6 +71,7 @@ class Agent:
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
 
             self._stand_by()
+            surroundings.take_environment(io.plan.environment)  # torch's agent hands some of its own on to ranks
             elastic.start_clock(io.plan, io)
             outcome, reason, swept = elastic.run_elastic(io.plan, io.folder, io)
         except Exception as error:

@@ -57,6 +57,8 @@ class Server:
 
     def _on_kernel(self) -> None:
         frame = self._kernel.receive()
+        if frame.kind == "quit":
+            os._exit(0)
         if frame.kind == "preload":
             self._readiness = p.Readiness.of([self._readiness, preloading.load(frame.fields["modules"])])
             self._get_ready()
