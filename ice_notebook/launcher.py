@@ -239,7 +239,7 @@ def _prepare_next(options: LaunchOptions, run: Run) -> None:
     """Have ranks stand by for the next launch, where there will probably be one: not after the only launch of a program."""
     global _launches  # noqa: PLW0603 - of this process
     _launches += 1
-    if _launches > 1 or notebook.current_shell() is not None:
+    if _launches > 1 or notebook.current_shell() is not None or pool().is_on:
         pool().expect(run, _wish(options, run.plan))
 
 

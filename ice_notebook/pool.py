@@ -243,6 +243,11 @@ class Pool:
             self._next = preparation
         self._serve()
 
+    @property
+    def is_on(self) -> bool:
+        """Return whether anything is to stand by."""
+        return self._next is not None
+
     def stop(self) -> None:
         """End all that stand by, and keep none."""
         with self._lock:
