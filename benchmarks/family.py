@@ -39,6 +39,7 @@ def kind(pid: int) -> str:
         return "gone"
     kinds = {
         "resource_tracker": _TRACKER,
+        "ice_notebook.agent.server": "server",
         "ice_notebook.agent": "agent",
         "ice_notebook.rank": "rank",
         "multiprocessing.spawn": "rank",

@@ -41,6 +41,7 @@ class Ours:
     title: str = "ice_notebook"
     setup: str = "%load_ext ice_notebook"
     returns_values: bool = True
+    options: str = ""  # more of the magic's line
 
     def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:
         return f"%%elastic_launch {self._line(args, group=group)}\n{_source(work)}"
@@ -51,7 +52,7 @@ class Ours:
         return f"{magic}\n{opening}"
 
     def _line(self, args: tuple[Any, ...], *, group: bool) -> str:
-        return f"devices=cpu:0-{N_RANKS - 1} -o run args={args!r}" + ("" if group else " dist_init=no")
+        return f"devices=cpu:0-{N_RANKS - 1} -o run args={args!r}{self.options}" + ("" if group else " dist_init=no")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Accelerate:
 
 
 OURS: Peer = Ours()
+FORKED: Peer = Ours("forked", "with the fork server", options=" start_method=forkserver")
 PEERS: tuple[Peer, ...] = (OURS, Spawn(), Accelerate())
 
 
