@@ -28,8 +28,8 @@ from ice_notebook import holders, machine, notebook, picked
 from ice_notebook.errors import join
 from ice_notebook.holders import Use
 from ice_notebook.machine import Gpu, Inventory
+from ice_notebook.widgets.kernel import keep_subshell
 from ice_notebook.widgets.picker_state import UNREAD, Selection, select, snapshot, status
-from ice_notebook.widgets.run_panel import keep_subshell
 from ice_notebook.widgets.scripts import lean_module
 
 HERE = Path(__file__).parent

@@ -17,8 +17,6 @@ What a page asks for is answered to its tab: `read {tab, rank, first, n}` by `li
 from __future__ import annotations
 
 import os
-import re
-import sys
 import threading
 import time
 import traceback
@@ -33,6 +31,7 @@ import traitlets
 from ice_notebook.logs import Delta, RunLogs
 from ice_notebook.protocol import Plan
 from ice_notebook.state import RunState
+from ice_notebook.widgets.kernel import keep_subshell, kernel_id
 from ice_notebook.widgets.panel_state import snapshot
 from ice_notebook.widgets.scripts import lean_module
 
@@ -337,29 +336,3 @@ _HANDLERS = {
 
 def _encoded(lines: Iterable[str]) -> bytes:
     return "\n".join(lines).encode(errors="replace")
-
-
-# ---- the kernel ----------------------------------------------------------------------------------------------------------------------
-
-
-def kernel_id() -> str:
-    """Return the id under which the Jupyter server knows this kernel, or nothing where there is none."""
-    if "ipykernel.kernelapp" not in sys.modules:  # importing it has effects on every widget of the process
-        return ""
-    from ipykernel.connect import get_connection_file  # noqa: PLC0415
-
-    try:
-        found = re.search(r"kernel-([0-9a-fA-F-]{36})\.json$", get_connection_file())
-    except RuntimeError:  # ipykernel is imported, and this process is no kernel
-        return ""
-    return found[1] if found else ""
-
-
-def keep_subshell(comm: Any) -> None:
-    """Let a page's messages be handled on the subshell that the page chose, so that a click is heard while a cell runs.
-
-    ipykernel 7.4 sends them to the subshell that the kernel last sent from instead, which for a widget made by a cell is the main shell,
-    busy with that cell. The name is private and exists only there; without it nothing needs to be done.
-    """
-    if hasattr(comm, "_reply_subshell_for"):
-        comm._reply_subshell_for = lambda _data, chosen: chosen

@@ -578,3 +578,40 @@ def wait_until(condition: Any, timeout_s: float = WAIT_S, page: NotebookPage | N
         else:
             time.sleep(0.05)
     return value
+
+
+# ---- contrast
+
+_CONTRAST = """(root) => {
+    const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const rgba = (colour) => {
+        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+        return [...canvas.getImageData(0, 0, 1, 1).data];
+    };
+    const over = (front, back) => front.slice(0, 3).map((c, i) => c * front[3] / 255 + back[i] * (1 - front[3] / 255));
+    const ground = (node) => {
+        if (!node) return [255, 255, 255];
+        const own = rgba(getComputedStyle(node).backgroundColor);
+        return own[3] === 255 ? own.slice(0, 3) : over(own, ground(node.parentElement));
+    };
+    const light = (rgb) => {
+        const [r, g, b] = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const found = [];
+    for (const node of root.querySelectorAll('*')) {
+        const text = [...node.childNodes].filter((child) => child.nodeType === 3).map((child) => child.textContent.trim()).join('');
+        if (!text || !node.checkVisibility() || node.disabled) continue;
+        const back = ground(node);
+        const [high, low] = [light(over(rgba(getComputedStyle(node).color), back)), light(back)].sort((a, b) => b - a);
+        const ratio = (high + 0.05) / (low + 0.05);
+        if (ratio < 4.5) found.push(`${node.className} ${text}: ${ratio.toFixed(2)}`);
+    }
+    return found;
+}"""
+
+
+def unreadable(shown: Locator) -> list[str]:
+    """Return the texts in an element whose contrast is below 4.5 : 1, what WCAG 2.1 asks for as level AA; what is disabled is exempt."""
+    found: list[str] = shown.evaluate(_CONTRAST)
+    return found

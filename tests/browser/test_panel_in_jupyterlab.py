@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from harness import SETUP, wait_until
+from harness import SETUP, unreadable, wait_until
 
 LIVE = """
 lines = [item for i in range(2000) for item in (out(i % 2, f"step {i}\\n"), 0.05)]
@@ -308,3 +308,34 @@ run.wait()"""
             )
             assert inner
     page.page.set_viewport_size({"width": 1400, "height": 1000})
+
+
+# The sixteen that have names are ours to choose, for each theme; the others are what the program has printed.
+COLOURS = "".join(
+    rf"\x1b[{code}mcolour {code}\x1b[0m\n" for code in (*range(31, 38), *range(90, 98), 2, 7)
+)
+
+
+ENDS = {"running": "", "failed": "*now(failed(2, echo=0))", "done": "*now(returned([value('a text'), value('{}')]))"}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=list(ENDS))
+def test_every_text_can_be_read_in_both_themes(desk, end):
+    page = desk(f"run = show(*now(begun(2)), out(0, '{COLOURS}'), out(1, 'see https://pytorch.org\\n'), {end})\nNone")
+    page.run_cell(0, wait=False)
+    shown = page.output(0).locator(".ice")
+    shown.get_by_role("tab", name="Logs").click()
+    shown.get_by_text("pytorch.org").first.wait_for()
+    found: list[str] = []
+    try:
+        for dark in (False, True):
+            page.set_theme(dark=dark)
+            for name in ("Logs", "Results", "Failure"):
+                tab = shown.get_by_role("tab", name=name)
+                if tab.is_visible() and tab.is_enabled():
+                    tab.click()
+                    page.next_frames()
+                    found += [f"{name}, {'dark' if dark else 'light'}: {text}" for text in unreadable(shown)]
+    finally:
+        page.set_theme(dark=False)
+    assert not found, "\n".join(found)

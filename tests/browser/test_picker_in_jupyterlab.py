@@ -8,7 +8,7 @@ import sys
 
 import nbformat
 import pytest
-from harness import wait_until
+from harness import unreadable, wait_until
 
 SETUP = "from recorded_machines import *\nfrom ice_notebook import DevicePicker"
 SHOW = f"{SETUP}\nsource = eight()\npicker = DevicePicker(source=source)\npicker"
@@ -345,34 +345,6 @@ def test_a_notebook_that_is_opened_again_shows_a_saved_view_or_says_what_to_do(e
 
 # ---- looks
 
-CONTRAST = """(root) => {
-    const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-    const rgba = (colour) => {
-        canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
-        return [...canvas.getImageData(0, 0, 1, 1).data];
-    };
-    const over = (front, back) => front.slice(0, 3).map((c, i) => c * front[3] / 255 + back[i] * (1 - front[3] / 255));
-    const ground = (node) => {
-        if (!node) return [255, 255, 255];
-        const own = rgba(getComputedStyle(node).backgroundColor);
-        return own[3] === 255 ? own.slice(0, 3) : over(own, ground(node.parentElement));
-    };
-    const light = (rgb) => {
-        const [r, g, b] = rgb.map((c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const found = [];
-    for (const node of root.querySelectorAll('*')) {
-        const text = [...node.childNodes].filter((child) => child.nodeType === 3).map((child) => child.textContent.trim()).join('');
-        if (!text || !node.checkVisibility() || node.disabled) continue;
-        const back = ground(node);
-        const [high, low] = [light(over(rgba(getComputedStyle(node).color), back)), light(back)].sort((a, b) => b - a);
-        const ratio = (high + 0.05) / (low + 0.05);
-        if (ratio < 4.5) found.push(`${node.className} ${text}: ${ratio.toFixed(2)}`);
-    }
-    return found;
-}"""
-
 
 def test_every_text_can_be_read_in_both_themes(shown):
     page, picker = shown
@@ -384,7 +356,7 @@ def test_every_text_can_be_read_in_both_themes(shown):
         for dark in (False, True):
             page.set_theme(dark=dark)
             page.next_frames()
-            assert picker.root.evaluate(CONTRAST) == []
+            assert unreadable(picker.root) == []
     finally:
         page.set_theme(dark=False)
 

@@ -17,8 +17,9 @@ from ice_notebook import protocol as p
 from ice_notebook.log_files import Hit
 from ice_notebook.state import RunState, replay
 from ice_notebook.widgets import run_panel
+from ice_notebook.widgets.kernel import keep_subshell, kernel_id
 from ice_notebook.widgets.panel_state import banner, format_duration, snapshot
-from ice_notebook.widgets.run_panel import RunPanel, keep_subshell, kernel_id
+from ice_notebook.widgets.run_panel import RunPanel
 
 
 class RecordingComm(BaseComm):
