@@ -311,9 +311,7 @@ run.wait()"""
 
 
 # The sixteen that have names are ours to choose, for each theme; the others are what the program has printed.
-COLOURS = "".join(
-    rf"\x1b[{code}mcolour {code}\x1b[0m\n" for code in (*range(31, 38), *range(90, 98), 2, 7)
-)
+COLOURS = "".join(rf"\x1b[{code}mcolour {code}\x1b[0m\n" for code in (*range(31, 38), *range(90, 98), 2, 7))
 
 
 ENDS = {"running": "", "failed": "*now(failed(2, echo=0))", "done": "*now(returned([value('a text'), value('{}')]))"}
