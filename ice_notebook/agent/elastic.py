@@ -128,9 +128,9 @@ class RankContext:
             with contextlib.suppress(OSError):  # dead before it began: seen just below
                 rank.channel.send("go", p.encode(placed))
         with io.condition:
-            io.condition.wait_for(lambda: io.stop or all(r.can_be_asked or r.has_exited for r in self._ranks), ACCEPT_WAIT_S)
+            io.condition.wait_for(lambda: io.stop or all(r.has_accepted or r.has_exited for r in self._ranks), ACCEPT_WAIT_S)
             self._raise_if_stopped()
-            bad = [rank for rank in self._ranks if not rank.can_be_asked]
+            bad = [rank for rank in self._ranks if not rank.has_accepted]
         if bad:
             raise RuntimeError(f"rank {bad[0].rank} did not take its work: {_how_it_ended(bad[0])}")
 
@@ -231,6 +231,7 @@ class RankContext:
             cwd=plan.cwd,
             sys_path=plan.sys_path,
             payload=plan.payload,
+            script=plan.script.of_rank(worker.local_rank) if plan.script is not None else None,
             sources=plan.sources,
             device=place.assigned_device,
             dist_init=plan.dist_init,
@@ -259,7 +260,7 @@ class RankContext:
         """Return the ranks that failed, in the order of local ranks."""
         now = time.monotonic()
         for rank in self._ranks:
-            lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S
+            lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S and not rank.is_program
             if lost and not rank.has_reported:
                 failure = p.Failure(kind="exit", headline="closed its connection to the agent", at=time.time())
                 self._io._fail(rank, failure)

@@ -21,10 +21,15 @@ from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
 
 # The kernel's own module path comes with `go`.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.rank.main import main; main(sys.argv[1])"
+_BOOT = (
+    "import json, sys; own_path = [entry for entry in sys.path if entry]; sys.path[:] = json.loads(sys.argv[2]); "
+    "from ice_notebook.rank.main import main; main(sys.argv[1], own_path)"
+)
 # What a rank needs to work at once when it is told to go; torch first, the rest is quick.
 _OURS = ("pickles", "cell", "descriptions", "rank.surroundings", "rank.shell", "rank.spawning", "rank.process_group")
 _MODULES = ("torch", "torch.distributed", *(f"ice_notebook.{module}" for module in _OURS))
+# A script finds itself in a process that has imported next to nothing: torch is imported when the script does it.
+_SCRIPT_MODULES = ("ice_notebook.tracebacks", "ice_notebook.rank.script", "ice_notebook.rank.surroundings")
 _TERMINAL_ROWS, _TERMINAL_COLUMNS = 24, 80  # a progress bar then fits into a pane of the panel
 _READ_BYTES = 1 << 16
 _LFLAG, _OFLAG, _CC = 3, 1, 6  # places in what termios.tcgetattr returns
@@ -81,6 +86,7 @@ class RankProcess:
         self.value: p.Value | None = None
         self.has_returned = False  # with a value or without one that could be written
         self.has_loaded = False
+        self.is_program = False  # not Python: it cannot be asked to stop, and says nothing but its exit code
         self.is_stopped = False  # it said that it unwound after our interrupt
         self.failure: p.Failure | None = None
         self.has_acknowledged = False
@@ -93,9 +99,14 @@ class RankProcess:
         return self.exit_code is not None
 
     @property
+    def has_accepted(self) -> bool:
+        """Return whether the user's code runs in it, or has."""
+        return self.stage is Stage.ACCEPTED
+
+    @property
     def can_be_asked(self) -> bool:
         """Return whether the user's code runs in it under our interrupt handler."""
-        return self.stage is Stage.ACCEPTED
+        return self.has_accepted and not self.is_program
 
     @property
     def has_reported(self) -> bool:
@@ -136,12 +147,21 @@ def start_rank(plan: p.Plan, serial: int) -> RankProcess:
         "socket": theirs.fileno(),
         "terminal": slave,
         "acknowledge": acknowledge_theirs,
-        "modules": _MODULES,
+        "modules": _MODULES if plan.script is None else _SCRIPT_MODULES,
     }
     marker = f"{plan.marker}:{serial}"
     try:
         process = subprocess.Popen(
-            [plan.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), msgspec.json.encode(plan.boot_path).decode()],
+            [
+                plan.interpreter,
+                *(
+                    ["-u"] if plan.script is not None else []
+                ),  # as torchrun: what a script prints is to be seen before its line ends
+                "-c",
+                _BOOT,
+                msgspec.json.encode(settings).decode(),
+                msgspec.json.encode(plan.boot_path).decode(),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=slave,
             stderr=slave,
