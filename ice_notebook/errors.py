@@ -445,7 +445,8 @@ class ScriptError(IceNotebookError, ValueError):
 
     @classmethod
     def syntax(cls, path: str, error: SyntaxError) -> ScriptError:
-        made = cls(f"{error.msg} ({path}, line {error.lineno})" if error.lineno else f"{error.msg} ({path})")
+        where = f" in line {error.lineno}" if error.lineno else ""
+        made = cls(f"The script {path!r} is not right{where}: {error.msg}.")
         made.excerpt = excerpt_of_syntax_error(error)
         return made
 

@@ -450,7 +450,9 @@ LATER = {
     "when_busy": "waiting for free devices comes later; the launch starts at once.",
     "standby": "ranks that are started in advance come later.",
     "preload": "ranks that are started in advance, with modules loaded, come later.",
-    # Options of torchrun that came after those that this project began with.
+}
+# Options of newer torchruns that have no counterpart of their name here: what to do in their place.
+OF_TORCHRUN = {
     "local_ranks_filter": "all ranks are shown, each line with its rank, and the panel lets you choose; `redirects` keeps one quiet: 1:3.",
     "duplicate_stdout_filters": "each rank's whole output is in its `output.log`; filter that, as with grep.",
     "duplicate_stderr_filters": "each rank's whole output is in its `output.log`; filter that, as with grep.",
@@ -462,7 +464,7 @@ LATER = {
     "shutdown_timeout": "write grace=SECONDS, the time that ranks have before they are killed.",
     "virtual_local_rank": "all ranks see the chosen GPUs, and `LOCAL_RANK` is the number of theirs; leave it out.",
 }
-TABLE = Table(LaunchOptions, later=LATER)
+TABLE = Table(LaunchOptions, later=LATER | OF_TORCHRUN)
 _DEFAULTS = {each.name: each.convert(each.default) for each in TABLE}
 
 # The launcher or torch's agent sets these for each rank.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -80,7 +81,8 @@ def _check_file(path: str) -> str | None:
         raise ScriptError.missing(path, os.getcwd(), scripts_here(path))
     try:
         if zipfile.is_zipfile(path):
-            return _check_archive(path)
+            _check_archive(path)
+            return None
         with tokenize.open(path) as file:  # as Python reads its sources, with the encoding that they name
             text = file.read()
         compile(text, path, "exec", dont_inherit=True)
@@ -145,15 +147,14 @@ def _check_module(name: str, module_path: Sequence[str]) -> None:
 def _find(name: str, package_path: Sequence[str] | None, path: Sequence[str]) -> ModuleSpec | None:
     """Return where a module is, without importing it or the package that it is in."""
     PathFinder.invalidate_caches()
+    found: ModuleSpec | None
     if (found := PathFinder.find_spec(name, list(path))) is not None:
         return found
     for finder in _other_finders():
-        try:
+        with contextlib.suppress(Exception):  # other people's finders may need the package loaded
             found = finder.find_spec(name, package_path)
-        except Exception:  # other people's finders may need the package loaded
-            continue
-        if found is not None:
-            return found
+            if isinstance(found, ModuleSpec):
+                return found
     return None
 
 

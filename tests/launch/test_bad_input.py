@@ -87,7 +87,7 @@ REFUSED = [
             "OptionError",
             rf"'{option.partition('=')[0]}' is not available in this version: .* later.*\.",
         )
-        for option in ("detach", "debug=true", "notify=true", "when_busy=wait", "standby=2", "module=x")
+        for option in ("detach", "debug=true", "notify=true", "when_busy=wait", "standby=2")
     ),
     # devices
     (
