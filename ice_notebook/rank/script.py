@@ -53,11 +53,12 @@ def become(script: Script) -> NoReturn:
 
 def _first_entry(script: Script) -> list[str]:
     if getattr(sys.flags, "safe_path", False):  # PYTHONSAFEPATH, from Python 3.11 on
-        return [script.target] if _is_container(script.target) and script.kind is ScriptKind.FILE else []
+        return [os.path.abspath(script.target)] if script.kind is ScriptKind.FILE and _is_container(script.target) else []
     if script.kind is ScriptKind.MODULE:
         return [os.getcwd()]
     # A link's own folder is of no interest to Python, the script's is.
-    return [script.target if _is_container(script.target) else os.path.dirname(os.path.realpath(script.target))]
+    target = script.target
+    return [os.path.abspath(target) if _is_container(target) else os.path.dirname(os.path.realpath(target))]
 
 
 def _is_container(path: str) -> bool:
@@ -68,6 +69,8 @@ def _make_main(file: str | None, spec: ModuleSpec | None, loader: Any) -> dict[s
     """Put a fresh module in place of `__main__`, with what the interpreter gives a script, and return its globals."""
     main = types.ModuleType("__main__")
     names = main.__dict__
+    if "__annotations__" in vars(sys.modules["__main__"]):  # until Python 3.13
+        names["__annotations__"] = {}
     names |= {"__builtins__": builtins, "__file__": file, "__spec__": spec, "__loader__": loader, "__cached__": None}
     names["__package__"] = None if spec is None else spec.parent
     if spec is not None:
@@ -83,7 +86,7 @@ def _find_module(script: Script) -> ModuleSpec:
         ScriptError: there is none. An exception of a package that is imported on the way is that package's.
     """
     if script.kind is ScriptKind.FILE:
-        found = PathFinder.find_spec("__main__", [script.target])
+        found = PathFinder.find_spec("__main__", [os.path.abspath(script.target)])
         if found is None:
             raise ScriptError.no_main(script.target)
         return found
