@@ -79,10 +79,10 @@ def _check_file(path: str) -> str | None:
         return None
     if not os.path.exists(path):
         raise ScriptError.missing(path, os.getcwd(), scripts_here(path))
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
+        return None
     try:
-        if zipfile.is_zipfile(path):
-            _check_archive(path)
-            return None
         with tokenize.open(path) as file:  # as Python reads its sources, with the encoding that they name
             text = file.read()
         compile(text, path, "exec", dont_inherit=True)

@@ -76,6 +76,9 @@ def _make_main(file: str | None, spec: ModuleSpec | None, loader: Any) -> dict[s
     if spec is not None:
         names["__cached__"] = spec.cached
     sys.modules["__main__"] = main
+    # multiprocessing's other name for it, taken when that was imported: objects come back by it from children that were spawned.
+    if "__mp_main__" in sys.modules:
+        sys.modules["__mp_main__"] = main
     return names
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -101,16 +100,17 @@ def test_a_script_gives_values_and_exit_codes(launch, script):
     assert Run.open(run.folder).exit_codes == run.exit_codes
 
 
-def test_a_script_makes_its_own_process_groups(launch, script):
+def test_a_script_makes_its_own_process_group_also_after_a_restart(launch, script):
     train = script(
         """
-        import torch, torch.distributed as dist
+        import os, torch, torch.distributed as dist
         assert not dist.is_initialized()
-        for _ in range(2):
-            dist.init_process_group("gloo")
-            total = torch.ones(1) * (dist.get_rank() + 1)
-            dist.all_reduce(total)
-            dist.destroy_process_group()
+        dist.init_process_group("gloo")
+        total = torch.ones(1) * (dist.get_rank() + 1)
+        dist.all_reduce(total)
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os._exit(4)
+        dist.destroy_process_group()
         print("total", total.item())
         """
     )
