@@ -22,6 +22,7 @@ from ice_notebook.scripts import ScriptTask, read_script, scripts_here
 from ice_notebook.widgets.picker_state import listing
 
 _MAGIC = "%%elastic_launch"
+_LINE = "%elastic_launch"
 _DEVICES = "%elastic_devices"
 _DEVICES_HELP = """\
 %elastic_devices [DEVICES | off]
@@ -222,6 +223,10 @@ def _matcher(shell: Any) -> Any:
         typed = typing.full_text.split("\n")[typing.cursor_line][: typing.cursor_position]
         if typing.cursor_line == 0 and typed.startswith(_MAGIC + " "):
             fragment, candidates = complete_line(typed[len(_MAGIC) + 1 :], TABLE, shell.user_ns, Surface.CELL)
+        elif typed.startswith(_LINE + " "):
+            fragment, candidates = complete_line(typed[len(_LINE) + 1 :], TABLE, shell.user_ns, Surface.LINE)
+            if not candidates:
+                return {"completions": []}  # a script's name or an argument of it: IPython knows files
         elif typed.startswith(_DEVICES + " "):
             fragment, candidates = complete_line(f"devices={typed[len(_DEVICES) + 1 :]}", TABLE, shell.user_ns, Surface.CELL)
         else:
