@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from benchmarks.bench import Bench
-from benchmarks.benches import failure, flood, launch, load, panel, stop, values
+from benchmarks.benches import failure, flood, launch, load, panel, scripts, stop, values
 
-BENCHES: tuple[Bench, ...] = (load.BENCH, launch.BENCH, values.BENCH, flood.BENCH, *failure.BENCHES, *stop.BENCHES, *panel.BENCHES)
+BENCHES: tuple[Bench, ...] = (
+    load.BENCH,
+    launch.BENCH,
+    scripts.BENCH,
+    values.BENCH,
+    flood.BENCH,
+    *failure.BENCHES,
+    *stop.BENCHES,
+    *panel.BENCHES,
+)

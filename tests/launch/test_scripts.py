@@ -179,7 +179,7 @@ def test_a_script_that_raises_is_shown_with_its_line(launch, script):
     error = run.exception()
     assert isinstance(error, RunFailed)
     assert str(error) == "rank 1: ZeroDivisionError: division by zero (train.py, line 4)"
-    assert "----> 4     loss = batch / 0" in "\n".join(error.lines).replace("---> 4", "----> 4").replace("-----", "----")
+    assert any(re.fullmatch(r"-+> 4     loss = batch / 0", line) for line in error.lines)
     assert isinstance(error.__cause__, ZeroDivisionError)
     assert "ZeroDivisionError: division by zero" in run.output(1)
     assert "ice_notebook" not in run.output(1)
