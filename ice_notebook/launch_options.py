@@ -74,7 +74,7 @@ class LaunchOptions:
         "Which devices the ranks use: one rank for each device of a list, one rank for a kind alone.",
         grammar=DeviceText(),
         group=RANKS,
-        shown="what %elastic_devices has set, else auto",
+        shown="auto, unless a notebook has set others with %elastic_devices",
         example="cuda:0,1",
     )
     nproc_per_node: int | str | None = option(

@@ -173,7 +173,9 @@ class Table:
             for each in options:
                 text = " ".join(filter(None, [each.sentence, each.note, f"Default: {each.default_text}."]))
                 lines.append(f"  {each.usage(surface)}")
-                lines += textwrap.wrap(text.replace("`", ""), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+                lines += textwrap.wrap(
+                    text.replace("`", ""), width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+                )
             lines.append("")
         return "\n".join(lines)
 

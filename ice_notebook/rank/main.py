@@ -223,8 +223,10 @@ class Rank:
         if self._go.script is not None and isinstance(error, SystemExit):
             if not isinstance(error.code, int):
                 print(error.code, file=sys.stderr, flush=True)
-        elif self._go.script is not None and sys.excepthook is not sys.__excepthook__:
-            sys.excepthook(type(error), error, error.__traceback__)  # the script has its own way to show it
+        elif self._go.script is not None and _has_own_hook():
+            from ice_notebook import tracebacks  # noqa: PLC0415
+
+            sys.excepthook(type(error), error, tracebacks.users_traceback(error))
         else:
             print(failure.traceback.rstrip("\n"), file=sys.stderr, flush=True)
 
@@ -277,6 +279,11 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else _EXIT_FAILED
     return _EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else _EXIT_FAILED
+
+
+def _has_own_hook() -> bool:
+    """Return whether a script has its own way to show exceptions. torch's, since a process group was made, only adds the rank to each line."""
+    return sys.excepthook is not sys.__excepthook__ and not getattr(sys.excepthook, "__module__", "").startswith("torch.")
 
 
 def _exit_headline(error: SystemExit, code: int) -> str:

@@ -233,9 +233,9 @@ def test_what_record_writes_is_the_headline_and_stays_in_the_error_file(launch, 
 
 
 def test_a_hook_of_the_script_shows_its_exception(launch, script):
-    train = script("import sys\nsys.excepthook = lambda kind, error, tb: print('mine:', error)\n1 / 0\n")
+    train = script("import sys\nsys.excepthook = lambda kind, error, tb: print('mine:', error, tb.tb_lineno)\n1 / 0\n")
     run = launch(train, n=1)
-    assert run.output(0) == "mine: division by zero\n"
+    assert run.output(0) == "mine: division by zero 3\n"
     assert run.failures[0].headline == "ZeroDivisionError: division by zero"
 
 
