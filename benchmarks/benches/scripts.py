@@ -39,7 +39,7 @@ COMMANDS = (
 def _measure(command: Command, scratch: Path) -> Facts:
     facts: dict[str, list[float]] = {}
     for kind, text in _SCRIPTS.items():
-        script = scratch / f"{kind}.py"
+        script = scratch / f"with_{kind}.py"  # torch.py would be found in the place of torch
         script.write_text(text)
         line_s, exit_s = _launch(command, script)
         facts[f"{kind}_line"], facts[f"{kind}_exit"] = [line_s], [exit_s]
