@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ice_notebook import errors
 from ice_notebook.devices import FORMS
-from ice_notebook.launch_options import LATER, TABLE
+from ice_notebook.launch_options import LATER, OF_TORCHRUN, TABLE
 from ice_notebook.options import EVERYWHERE, Option, Surface
 
 HERE = Path(__file__).parent
@@ -30,6 +30,7 @@ the defaults of torchrun.
 | where | written as |
 |---|---|
 | a cell or a line | `max_restarts=2`, `--max-restarts 2` or `--max_restarts=2`; dashes and underscores are equal |
+| a terminal | `--max-restarts 2`, `--max_restarts=2`; a flag is on by `--standalone`, off by `--standalone=false` |
 | Python | `ElasticLauncher("cuda:*", max_restarts=2)`; texts are as good as values: `max_restarts="2"`, `nnodes="1:1"`, `redirects="0"` |
 
 On the line of a magic:
@@ -41,6 +42,9 @@ On the line of a magic:
 - A bare word is first read as a value of the option, and otherwise as a variable of the notebook: `devices=chosen`.
 - Only the first `=` splits: `env=NCCL_DEBUG=INFO`.
 - An option whose default is no value takes `none` to say so: `timeout=none`.
+
+On `%elastic_launch` and in a terminal, what is launched and its arguments follow the options, and are the script's: see
+[From torchrun](torchrun.md). On the line of a magic, quotes are taken off them and `{expression}` is evaluated in them too.
 
 Tab completes names, words and devices; `%%elastic_launch?` shows this page's tables as text.
 """
@@ -66,6 +70,15 @@ shows. Every rank sees the chosen GPUs, in the chosen order and once each, so th
 are joined by gloo, because nccl refuses two ranks on one GPU.
 """
 
+OF_TORCHRUN_HEAD = """\
+## Which options of torchrun are not here?
+
+They are refused by name. [From torchrun](torchrun.md) compares all of them.
+
+| option | what to do |
+|---|---|
+"""
+
 LATER_HEAD = """\
 ## Which options are known, but not available yet?
 
@@ -80,12 +93,10 @@ def options_page() -> str:
     """Return `options.md`."""
     tables = [f"## {heading}\n\n{_options_table(options)}" for heading, options in TABLE.groups().items()]
     forms = "".join(f"| `{text}` | {meaning} |\n" for text, meaning in FORMS)
-    later = "".join(f"| {_later_name(name)} | {why} |\n" for name, why in LATER.items())
-    return "\n".join([OPTIONS_HEAD, DEVICES_HEAD + forms + DEVICES_TAIL, *tables, LATER_HEAD + later])
-
-
-def _later_name(name: str) -> str:
-    return f"`-{name}`" if len(name) == 1 else f"`{name}`"
+    later = "".join(f"| `{name}` | {why} |\n" for name, why in LATER.items())
+    of_torchrun = "".join(f"| `{name}` | {text[:1].upper()}{text[1:]} |\n" for name, text in OF_TORCHRUN.items())
+    parts = [OPTIONS_HEAD, DEVICES_HEAD + forms + DEVICES_TAIL, *tables, OF_TORCHRUN_HEAD + of_torchrun, LATER_HEAD + later]
+    return "\n".join(parts)
 
 
 def _options_table(options: list[Option]) -> str:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from ice_notebook.errors import RunFailed
     from ice_notebook.launcher import ElasticLauncher
     from ice_notebook.run import Run
+    from ice_notebook.script_results import set_result
     from ice_notebook.widgets.device_picker import DevicePicker
 
 __version__ = "0.1.0"
-__all__ = ["DevicePicker", "ElasticLauncher", "Run", "RunFailed", "get_current_launcher"]
+__all__ = ["DevicePicker", "ElasticLauncher", "Run", "RunFailed", "get_current_launcher", "set_result"]
 
 _HOMES = {
     "DevicePicker": "ice_notebook.widgets.device_picker",
@@ -30,6 +31,7 @@ _HOMES = {
     "Run": "ice_notebook.run",
     "RunFailed": "ice_notebook.errors",
     "get_current_launcher": "ice_notebook.context",
+    "set_result": "ice_notebook.script_results",
 }
 
 

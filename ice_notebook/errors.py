@@ -22,7 +22,10 @@ def join(words: Iterable[object], conjunction: str = "and") -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known word nearest to a misspelled one, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    words = list(known)
+    # The beginning of one word alone is that word, however long the rest is: nproc is no close match of nproc_per_node.
+    begun = [each for each in words if word and each.startswith(word)]
+    near = begun if len(begun) == 1 else difflib.get_close_matches(word, words, n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
@@ -47,6 +50,15 @@ def format_size(size_bytes: float) -> str:
     return f"{size_bytes:.0f} {units[0]}" if size_bytes >= 100 else f"{size_bytes:.3g} {units[0]}"
 
 
+def excerpt_of_syntax_error(error: SyntaxError) -> tuple[str, ...]:
+    """Return the line that is not Python, and a mark below the place; nothing where the error does not have it."""
+    if not error.text:
+        return ()
+    text = error.text.rstrip("\n")
+    indent = len(text) - len(text.lstrip())
+    return f"    {text.lstrip()}", f"    {' ' * max((error.offset or 1) - 1 - indent, 0)}^"
+
+
 class IceNotebookError(Exception):
     """Something that ice_notebook was asked to do cannot be done.
 
@@ -69,6 +81,11 @@ class OptionError(IceNotebookError, ValueError):
     def unknown(cls, name: str, known: Iterable[str]) -> OptionError:
         names = sorted(known)
         return cls(f"{name!r} is not an option.{suggest(name, names) or f' The options are {join(names)}.'}")
+
+    @classmethod
+    def no_command(cls, name: str, known: Sequence[str]) -> OptionError:
+        commands = "the command is" if len(known) == 1 else "the commands are"
+        return cls(f"{name!r} is not a command; {commands} {join(known)}. --help says more.")
 
     @classmethod
     def not_a_module(cls, option: str, name: str, error: BaseException) -> OptionError:
@@ -310,10 +327,7 @@ class CellSyntaxError(CellError):
     @classmethod
     def of(cls, error: SyntaxError, label: str) -> CellSyntaxError:
         made = cls(f"{error.msg} ({label}, line {error.lineno})" if error.lineno else f"{error.msg} ({label})")
-        if error.text:
-            text = error.text.rstrip("\n")
-            indent = len(text) - len(text.lstrip())
-            made.excerpt = (f"    {text.lstrip()}", f"    {' ' * max((error.offset or 1) - 1 - indent, 0)}^")
+        made.excerpt = excerpt_of_syntax_error(error)
         return made
 
     def _render_traceback_(self) -> list[str]:
@@ -369,6 +383,10 @@ class ResultError(IceNotebookError, RuntimeError):
         return cls(f"Rank {rank} has not returned yet: run.result({rank}) waits for it.")
 
     @classmethod
+    def no_result(cls, rank: int) -> ResultError:
+        return cls(f"The script of rank {rank} gave no value: it gives one with ice_notebook.set_result(value).")
+
+    @classmethod
     def not_kept(cls, rank: int) -> ResultError:
         return cls(
             f"The value of rank {rank} was not kept: it lived as long as its Run object. run.save() brings values into the run folder."
@@ -389,8 +407,83 @@ class ResultError(IceNotebookError, RuntimeError):
         return cls(f"{str(path)!r} does not hold a whole value: {found}. Only a file that ice_notebook wrote can be loaded.")
 
 
+class ScriptError(IceNotebookError, ValueError):
+    """What a line or a command names cannot be launched: there is no such script, module or program, or it is not Python."""
+
+    excerpt: Sequence[str] = ()
+
+    @classmethod
+    def none(cls, what: str) -> ScriptError:
+        return cls(f"Nothing to launch is named: {what}.")
+
+    @classmethod
+    def missing(cls, path: str, folder: str, known: Iterable[str]) -> ScriptError:
+        return cls(f"There is no script {path!r} in {folder!r}.{suggest(path, known)}")
+
+    @classmethod
+    def missing_name(cls, name: str, folder: str, known: Iterable[str]) -> ScriptError:
+        return cls(
+            f"{name!r} is neither a function of this notebook nor a script in {folder!r}.{suggest(name, known)} "
+            "Options are written name=value or --name value, and stand before what is launched."
+        )
+
+    @classmethod
+    def unreadable(cls, path: str, error: OSError) -> ScriptError:
+        return cls(f"The script {path!r} cannot be read: {error.strerror or error}.")
+
+    @classmethod
+    def no_main(cls, path: str) -> ScriptError:
+        return cls(f"{path!r} has no __main__.py: a folder or an archive is launched by that file. Name a script in it.")
+
+    @classmethod
+    def not_absolute(cls, path: str) -> ScriptError:
+        return cls(f"run_path takes an absolute path, and {path!r} is none; without run_path a relative one is as good.")
+
+    @classmethod
+    def not_python(cls, path: str, why: str) -> ScriptError:
+        return cls(f"{path!r} is not Python: {why}. With no_python it is started as a program of its own.")
+
+    @classmethod
+    def syntax(cls, path: str, error: SyntaxError) -> ScriptError:
+        where = f" in line {error.lineno}" if error.lineno else ""
+        made = cls(f"The script {path!r} is not right{where}: {error.msg}.")
+        made.excerpt = excerpt_of_syntax_error(error)
+        return made
+
+    @classmethod
+    def no_module(cls, name: str, why: str, known: Iterable[str] = ()) -> ScriptError:
+        return cls(f"There is no module {name!r} to launch: {why}.{suggest(name, known)}")
+
+    @classmethod
+    def module_is_path(cls, name: str) -> ScriptError:
+        return cls(f"-m takes the name of a module, and {name!r} is a path: leave -m out, or write it with dots and without .py.")
+
+    @classmethod
+    def no_program(cls, name: str, why: str) -> ScriptError:
+        return cls(f"There is no program {name!r} to start: {why}.")
+
+    @classmethod
+    def function_arguments(cls, name: str, found: str) -> ScriptError:
+        return cls(
+            f"{name!r} is a function of this notebook, and {found!r} stands behind it: give its arguments as args=(…) or kwargs={{…}}."
+        )
+
+    @classmethod
+    def function_and_script(cls, name: str, found: str) -> ScriptError:
+        return cls(f"function={name} and {found!r} both say what is launched: give one of them.")
+
+    def _render_traceback_(self) -> list[str]:
+        return [*self.excerpt, *super()._render_traceback_()]
+
+
 class LaunchError(IceNotebookError, RuntimeError):
     """A run cannot be started here."""
+
+    @classmethod
+    def port(cls, port: int, address: str, holder: str) -> LaunchError:
+        return cls(
+            f"The port {port} on {address} is in use{f' by {holder}' if holder else ''}: give another one, or none for a free one."
+        )
 
     @classmethod
     def folder(cls, path: object, error: OSError, *, is_users: bool) -> LaunchError:

@@ -24,6 +24,11 @@ _MEANINGS = {
 _OUT_OF_MEMORY = "the system was out of memory: use smaller batches, fewer ranks or fewer DataLoader workers"
 
 
+def shell_status(exit_code: int) -> int:
+    """Return an exit code as a shell has it: 128 and the number of the signal for a process that a signal ended."""
+    return 128 - exit_code if exit_code < 0 else exit_code
+
+
 def explain_exit(exit_code: int, *, out_of_memory: bool = False) -> str:
     """Return how a process ended as a part of a sentence: `killed by SIGKILL (signal 9); the system was out of memory: …`.
 

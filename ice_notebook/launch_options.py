@@ -29,8 +29,10 @@ from ice_notebook.grammars import (
 from ice_notebook.options import Surface, Table, option
 
 RANKS, CODE, FAILURES, OUTPUT, MEETING = "Devices and ranks", "What runs", "Failures and time", "Output", "Rendezvous"
+SCRIPT = "Scripts"
 MAGICS = frozenset({Surface.CELL, Surface.LINE})
-CELL_ONLY = frozenset({Surface.CELL})
+SCRIPTS = frozenset({Surface.LINE, Surface.CLI})
+FUNCTIONS = frozenset(Surface) - {Surface.CLI}
 LOOPBACK = "127.0.0.1"
 
 
@@ -73,7 +75,7 @@ class LaunchOptions:
         "Which devices the ranks use: one rank for each device of a list, one rank for a kind alone.",
         grammar=DeviceText(),
         group=RANKS,
-        shown="what %elastic_devices has set, else auto",
+        shown="auto, unless a notebook has set others with %elastic_devices",
         example="cuda:0,1",
     )
     nproc_per_node: int | str | None = option(
@@ -105,6 +107,8 @@ class LaunchOptions:
         "Whether the process group is made before the function starts; with `no` the function does it, or goes without.",
         grammar=Choice("auto", "no", same={"true": "auto", "yes": "auto", "false": "no"}),
         group=RANKS,
+        surfaces=FUNCTIONS,
+        note="Scripts make their own.",
         example="no",
     )
     omp_num_threads: int | None = option(
@@ -120,7 +124,7 @@ class LaunchOptions:
         "Name of the function to launch.",
         grammar=Name(),
         group=CODE,
-        surfaces=CELL_ONLY,
+        surfaces=MAGICS,
         shown="the function that ends the cell, else the whole cell",
         example="train",
     )
@@ -129,7 +133,7 @@ class LaunchOptions:
         "Positional arguments of the function: a Python expression over the notebook.",
         grammar=Expression("a tuple or list of the arguments, such as (model,) or [model, 3]", _arguments),
         group=CODE,
-        surfaces=CELL_ONLY,
+        surfaces=MAGICS,
         shown="the launcher, when the function takes one argument and neither args nor kwargs is given",
         example="(3, 'x')",
     )
@@ -138,9 +142,44 @@ class LaunchOptions:
         "Keyword arguments of the function: a Python expression over the notebook.",
         grammar=Expression("a dict with names as keys, such as dict(lr=0.1)", _keywords),
         group=CODE,
-        surfaces=CELL_ONLY,
+        surfaces=MAGICS,
         shown="none",
         example="dict(lr=0.1)",
+    )
+    module: bool = option(
+        False,
+        "What is launched is the name of a module, as in `python -m`.",
+        grammar=Flag(),
+        group=SCRIPT,
+        surfaces=SCRIPTS,
+        short="m",
+        example="true",
+    )
+    no_python: bool = option(
+        False,
+        "What is launched is a program of its own, not a script for Python. It is stopped by SIGTERM, for it cannot answer an interrupt.",
+        grammar=Flag(),
+        group=SCRIPT,
+        surfaces=SCRIPTS,
+        example="true",
+    )
+    run_path: bool = option(
+        False,
+        "What is launched is a script, by its absolute path.",
+        grammar=Flag(),
+        group=SCRIPT,
+        surfaces=SCRIPTS,
+        note="Scripts run in this way without it as well.",
+        example="true",
+    )
+    use_env: bool = option(
+        True,
+        "Scripts find their local rank in `LOCAL_RANK` alone; with `use_env=false` they are given `--local-rank=N` as well.",
+        grammar=Flag(),
+        group=SCRIPT,
+        surfaces=SCRIPTS,
+        note="torch.distributed.launch has false, torchrun true.",
+        example="false",
     )
     env: dict[str, str] = option(
         {},
@@ -157,6 +196,7 @@ class LaunchOptions:
         "Local packages that are sent to the ranks as they are in the notebook's memory, rather than imported there from disk.",
         grammar=Names(),
         group=CODE,
+        surfaces=FUNCTIONS,
         shown="none",
         example="mypackage",
     )
@@ -395,6 +435,8 @@ class LaunchOptions:
         Raises:
             OptionError: two of them contradict each other, or ask for what this version cannot do.
         """
+        _refuse_two_kinds_of_script(self)
+        _refuse_two_meeting_places(self)
         _refuse_other_nodes(self)
         _refuse_two_ports(self)
         _refuse_environment(self)
@@ -419,20 +461,26 @@ class LaunchOptions:
         return d.resolve(self.devices or picked, inventory, nproc_per_node=self.nproc_per_node, dist_backend=self.dist_backend)
 
 
-_SCRIPTS = "scripts and modules come in a later version; call the script's function from a cell."
 LATER = {
-    "script": _SCRIPTS,
-    "module": _SCRIPTS,
-    "m": _SCRIPTS,
-    "no_python": _SCRIPTS,
-    "run_path": _SCRIPTS,
-    "use_env": "it concerns scripts, which come in a later version; ranks have `LOCAL_RANK` and the like in their environment.",
     "detach": "runs that outlive their notebook come later; `background` lets the cell return at once.",
     "debug": "the debugger of a rank comes later; a failed rank's traceback is in the panel.",
     "notify": "notifications come later.",
     "when_busy": "waiting for free devices comes later; the launch starts at once.",
 }
-TABLE = Table(LaunchOptions, later=LATER)
+# Options of newer torchruns that have no counterpart of their name here: what to do in their place.
+OF_TORCHRUN = {
+    "local_ranks_filter": "all ranks are shown, each line with its rank, and the panel lets you choose; `redirects` keeps one quiet: 1:3.",
+    "duplicate_stdout_filters": "each rank's whole output is in its `output.log`; filter that, as with grep.",
+    "duplicate_stderr_filters": "each rank's whole output is in its `output.log`; filter that, as with grep.",
+    "event_log_handler": "the run's own events are in its folder, in `events.jsonl`.",
+    "logs_specs": "where logs lie is settled: `log_dir`, `redirects` and `tee` say what goes there.",
+    "local_addr": "the ranks of one machine meet on its loopback address; leave it out.",
+    "numa_binding": "ranks are not bound to processors; launch a program that does it with no_python, such as numactl.",
+    "signals_to_handle": "SIGINT, SIGTERM and SIGHUP stop the run in order, and no others do; leave it out.",
+    "shutdown_timeout": "write grace=SECONDS, the time that ranks have before they are killed.",
+    "virtual_local_rank": "all ranks see the chosen GPUs, and `LOCAL_RANK` is the number of theirs; leave it out.",
+}
+TABLE = Table(LaunchOptions, later=LATER | OF_TORCHRUN)
 _DEFAULTS = {each.name: each.convert(each.default) for each in TABLE}
 
 # The launcher or torch's agent sets these for each rank.
@@ -475,13 +523,42 @@ rank runs the whole cell. The cell's value is the Run: run.results[0] is what ra
         ...
 
 {_HOW_TO_WRITE}""",
-    Surface.LINE: f"%elastic_launch [option=value ...]\n\n{_HOW_TO_WRITE}",
+    Surface.LINE: f"""\
+%elastic_launch [option=value ...] script.py [argument ...]
+%elastic_launch [option=value ...] -m module [argument ...]
+%elastic_launch [option=value ...] --no-python program [argument ...]
+%elastic_launch [option=value ...] function
+
+Run a script, a module, a program, or a function of the notebook, on several ranks under torch's
+elastic agent, as torchrun does, and show their output below the cell. The cell's value is the Run.
+Options stand before what is launched; what follows is the script's, as it is typed but for quotes
+and for {{expression}}, which is evaluated.
+
+    %elastic_launch devices=cuda:0,1 train.py --lr {{lr}}
+
+{_HOW_TO_WRITE}""",
     Surface.PYTHON: """\
 ElasticLauncher(devices, option=value, ...).freeze()(function, *args, **kwargs)
 
 Run the function on several ranks under torch's elastic agent. Values are Python values, or texts
 as the magic takes them.""",
-    Surface.CLI: f"python -m ice_notebook launch [option=value ...]\n\n{_HOW_TO_WRITE}",
+    Surface.CLI: """\
+ice_notebook launch [--option VALUE ...] script.py [argument ...]
+ice_notebook launch [--option VALUE ...] -m module [argument ...]
+ice_notebook launch [--option VALUE ...] --no-python program [argument ...]
+
+Run a script on several ranks of this machine under torch's elastic agent, as torchrun does. Each
+line of output has its rank before it. `python -m ice_notebook launch` is the same.
+
+    ice_notebook launch --nproc-per-node 2 train.py --lr 0.1
+    ice_notebook launch --devices cuda:0,1 --max-restarts 3 --log-dir logs -t 3 -m package.train
+
+Options stand before the script; what follows is the script's. They are written --name VALUE or
+--name=VALUE, with dashes or underscores; a flag is off by --name=false.
+
+Exit status: 0 when all ranks ended with 0; the code of the rank that failed first, or 128 + N when
+a signal N ended it; 130 after Ctrl-C, 128 + N after a signal N; 124 when the time was over; 2 when
+it cannot be launched as asked. Ctrl-C stops the run in order, a second one kills it.""",
 }
 
 
@@ -520,6 +597,24 @@ def _host_and_port(endpoint: str) -> tuple[str, int]:
     bracketed, _, rest = endpoint.rpartition("]")
     host, _, port = rest.partition(":")
     return bracketed.strip("[") or host, int(port or 0)
+
+
+def _refuse_two_kinds_of_script(options: LaunchOptions) -> None:
+    kinds = [name for name in ("module", "no_python", "run_path") if getattr(options, name)]
+    if len(kinds) > 1:
+        raise OptionError.conflict(kinds[0], kinds[1], "they say two things of what is launched; give one.")
+    if options.no_python and not options.use_env:
+        raise OptionError.conflict("no_python", "use_env=false", "a program is not given --local-rank=N; it has LOCAL_RANK.")
+
+
+def _refuse_two_meeting_places(options: LaunchOptions) -> None:
+    """Refuse an endpoint beside `standalone`: torch would not use it, and say nothing."""
+    if options.standalone and options.rdzv_endpoint:
+        raise OptionError.conflict(
+            "standalone",
+            f"rdzv_endpoint={options.rdzv_endpoint}",
+            "a node that is alone meets nobody there; leave one of them out.",
+        )
 
 
 def _refuse_two_ports(options: LaunchOptions) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ice_notebook import context, holders, machine, notebook, picked, pickles, store
@@ -18,9 +18,10 @@ from ice_notebook.devices import Devices, ResolvedDevices
 from ice_notebook.errors import CellError, DeviceError, FrozenError, LaunchError
 from ice_notebook.launch_options import TABLE, LaunchOptions
 from ice_notebook.options import Surface
-from ice_notebook.planning import check_platform, make_plan, warn_of_own_memory
+from ice_notebook.planning import check_platform, check_port, make_plan, warn_of_own_memory
 from ice_notebook.pool import Wish, pool
 from ice_notebook.run import Run
+from ice_notebook.scripts import ScriptTask
 from ice_notebook.store import RunFolder
 from ice_notebook.watching import choose_ui, open_view, watch
 
@@ -118,7 +119,7 @@ class ElasticLauncher(context.Context):
         return self.launch(*read_call(function, args, kwargs), waits=False)
 
     def launch(
-        self, task: FunctionTask | BodyTask, name: str, *, waits: bool, on_run: Callable[[Run], None] = lambda _: None
+        self, task: FunctionTask | BodyTask | ScriptTask, name: str, *, waits: bool, on_run: Callable[[Run], None] = lambda _: None
     ) -> Run:
         """Launch a task; magics and command line come this way too. `on_run` gets the run before its first process starts."""
         __tracebackhide__ = True
@@ -131,12 +132,16 @@ class ElasticLauncher(context.Context):
             on_run(run)
             try:
                 agent, plan = pool().start(
-                    run.plan, RunFolder(run.folder).write_plan, _wish(options, run.plan), uses=options.standby != "off"
+                    run.plan,
+                    RunFolder(run.folder).write_plan,
+                    _wish(options, run.plan),
+                    uses=options.standby != "off" and run.plan.script is None,
                 )
             except OSError as error:
                 raise LaunchError.payload(error) from error
             run.start(agent, plan)
-        _prepare_next(options, run)
+        if run.plan.script is None:
+            _prepare_next(options, run)
         try:
             # After the start: agent and ranks import torch while widgets are imported here.
             view = open_view(run, ui, waits=waits)
@@ -192,7 +197,7 @@ class ElasticLauncher(context.Context):
 
 
 @contextlib.contextmanager
-def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: str) -> Iterator[Run]:
+def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask | ScriptTask, name: str) -> Iterator[Run]:
     """Yield a run that has everything but an agent; if it does not get one, nothing of it is left.
 
     Whatever can be refused is refused before the first file is made.
@@ -200,14 +205,8 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
     _clean_up_once()
     devices, devices_by = _settle_devices(options)
     warn_of_own_memory(devices)
-    prepared = pickles.prepare(
-        task,
-        devices=pickles.DeviceTensors.TO_ASSIGNED if devices.device_type == "cuda" else pickles.DeviceTensors.REFUSE,
-        by_value=options.by_value,
-        main_globals=notebook.namespace(),
-        names=_names_of(task),
-    )
-    files = prepared.source_files | ({task.file_name} if isinstance(task, BodyTask) else set())
+    check_port(options)
+    prepared = None if isinstance(task, ScriptTask) else _prepare_payload(options, task, devices)
     run_id = store.new_run_id()
     folder = RunFolder.create(run_id, log_dir=options.log_dir, rdzv_id=options.rdzv_id)
     try:
@@ -217,14 +216,15 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask, name: st
             devices_by=devices_by,
             run_id=run_id,
             name=name,
-            kind="body" if isinstance(task, BodyTask) else "function",
+            kind=_KINDS[type(task)],
+            script=task.script if isinstance(task, ScriptTask) else None,
             folder=folder,
         )
         shared = store.make_shared_dir(run_id)
         places = [shared / "payload", folder.payload_file] if shared is not None else [folder.payload_file]
         try:
-            folder.sources_file.write_text(json.dumps(notebook.cell_sources(files)))
-            payload = prepared.write_first(places)
+            folder.sources_file.write_text(json.dumps(_sources_of(task, prepared)))
+            payload = prepared.write_first(places) if prepared is not None else None
             plan = store.with_places(plan, payload=payload, shared=shared)
         except OSError as error:
             raise LaunchError.payload(error) from error
@@ -252,6 +252,26 @@ def _wish(options: LaunchOptions, plan: p.Plan) -> Wish:
     n_ranks = {"auto": plan.world_size, "off": 0}.get(standby, standby) if isinstance(standby, str) else standby
     preload = {"auto": True, "no": False}.get(options.preload, ()) if isinstance(options.preload, str) else options.preload
     return Wish(int(n_ranks), preload)
+
+
+_KINDS = {FunctionTask: "function", BodyTask: "body", ScriptTask: "script"}
+
+
+def _prepare_payload(options: LaunchOptions, task: FunctionTask | BodyTask, devices: ResolvedDevices) -> pickles.Prepared:
+    return pickles.prepare(
+        task,
+        devices=pickles.DeviceTensors.TO_ASSIGNED if devices.device_type == "cuda" else pickles.DeviceTensors.REFUSE,
+        by_value=options.by_value,
+        main_globals=notebook.namespace(),
+        names=_names_of(task),
+    )
+
+
+def _sources_of(task: FunctionTask | BodyTask | ScriptTask, prepared: pickles.Prepared | None) -> Mapping[str, Sequence[str]]:
+    """Return the texts by which failures are shown, {file name: (label, text)}."""
+    if isinstance(task, ScriptTask) or prepared is None:
+        return task.sources if isinstance(task, ScriptTask) else {}
+    return notebook.cell_sources(prepared.source_files | ({task.file_name} if isinstance(task, BodyTask) else set()))
 
 
 def _settle_devices(options: LaunchOptions) -> tuple[ResolvedDevices, str]:

@@ -6,7 +6,7 @@ A word ends at a blank, unless that is inside quotes or brackets: those run to t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ice_notebook.errors import IceNotebookError, OptionError
@@ -86,7 +86,7 @@ def evaluate(option: str, text: str, namespace: Mapping[str, Any]) -> Any:
         raise OptionError.expression(option, text, error) from error
 
 
-def _evaluate_braces(option: str, text: str, namespace: Mapping[str, Any]) -> Any:
+def evaluate_braces(option: str, text: str, namespace: Mapping[str, Any]) -> Any:
     """Return the value of `{expression}`; braces that hold no expression are a dict themselves: `{"A": 1}`."""
     try:
         return evaluate(option, text[1:-1], namespace)
@@ -106,10 +106,10 @@ def read_value(option: Option, typed: str, namespace: Mapping[str, Any]) -> Any:
         return option.convert(evaluate(option.name, typed, namespace))
     if typed[:1] in CLOSING and _end_of_piece(typed, 0) == len(typed):
         if typed[0] == "{":
-            return option.convert(_evaluate_braces(option.name, typed, namespace))
+            return option.convert(evaluate_braces(option.name, typed, namespace))
         if not option.grammar.is_free_text:
             return option.convert(evaluate(option.name, typed, namespace))
-    text = "".join(_pieces(option, typed, namespace))
+    text = read_text(option.name, typed, namespace)
     try:
         return option.parse(text)
     except IceNotebookError as error:
@@ -122,7 +122,12 @@ def read_value(option: Option, typed: str, namespace: Mapping[str, Any]) -> Any:
     return option.convert(namespace[typed])
 
 
-def _pieces(option: Option, typed: str, namespace: Mapping[str, Any]) -> Iterator[str]:
+def read_text(name: str, typed: str, namespace: Mapping[str, Any]) -> str:
+    """Return a word as the text that it stands for: without its quotes, with values for `{expression}`. `name` is for errors."""
+    return "".join(_pieces(name, typed, namespace))
+
+
+def _pieces(name: str, typed: str, namespace: Mapping[str, Any]) -> Iterator[str]:
     at = 0
     while at < len(typed):
         end = _end_of_piece(typed, at)
@@ -130,7 +135,7 @@ def _pieces(option: Option, typed: str, namespace: Mapping[str, Any]) -> Iterato
         if piece[0] in QUOTES:
             yield re.sub(r"\\([\\'\"])", r"\1", piece[1:-1])
         elif piece[0] == "{":
-            yield str(_evaluate_braces(option.name, piece, namespace))
+            yield str(evaluate_braces(name, piece, namespace))
         else:
             yield piece
         at = end
@@ -146,16 +151,47 @@ def read_line(line: str, table: Table, namespace: Mapping[str, Any], surface: Su
         OptionError: the line cannot be read, or names an option that is not here.
         DeviceError: the devices cannot be read.
     """
+    words = split_words(line)
+    values, end = _read_values(words, table, surface, lambda option, typed: read_value(option, typed, namespace))
+    if end < len(words):
+        raise OptionError.not_an_option(words[end], _example(words[end], table))
+    return values
+
+
+def read_launch_line(line: str, table: Table, namespace: Mapping[str, Any], surface: Surface) -> tuple[dict[str, Any], list[str]]:
+    """Return the options of a magic's line that names a script, and the words that follow them: what is launched, and its arguments.
+
+    Raises as `read_line` does.
+    """
+    words = split_words(line)
+    values, end = _read_values(words, table, surface, lambda option, typed: read_value(option, typed, namespace))
+    return values, [read_text("argument", word, namespace) for word in words[end:]]
+
+
+def read_command(words: Sequence[str], table: Table) -> tuple[dict[str, Any], list[str]]:
+    """Return the options of a command line, which a shell has split, and the words that follow them. Raises as `read_line` does."""
+    values, end = _read_values(words, table, Surface.CLI, Option.parse)
+    return values, list(words[end:])
+
+
+def _read_values(
+    words: Sequence[str], table: Table, surface: Surface, read: Callable[[Option, str], Any]
+) -> tuple[dict[str, Any], int]:
+    """Return the options that words begin with, and the number of the first word behind them."""
     values: dict[str, Any] = {}
-    for option, typed in _read_options(split_words(line), table, surface):
-        value: Any = True if typed is None else read_value(option, typed, namespace)
+    end = 0
+    for option, typed, at in _read_options(words, table, surface):
+        end = at
+        if option is None:
+            break
+        value: Any = True if typed is None else read(option, typed)
         if option.name not in values:
             values[option.name] = value
         elif option.is_repeatable and not values[option.name].keys() & value.keys():
             values[option.name] = {**values[option.name], **value}
         else:
             raise OptionError.twice(option.name)
-    return values
+    return values, end
 
 
 def wants_help(line: str) -> bool:
@@ -163,33 +199,38 @@ def wants_help(line: str) -> bool:
     return line.strip() in {"-h", "--help", "?", "help"}
 
 
-def _read_options(words: list[str], table: Table, surface: Surface) -> Iterator[tuple[Option, str | None]]:
-    """Give each option with its text, or None for a flag that stands alone."""
+def _read_options(words: Sequence[str], table: Table, surface: Surface) -> Iterator[tuple[Option | None, str | None, int]]:
+    """Give each option with its text, None for a flag that stands alone, and where the next begins; then, without one, where they end."""
     at = 0
     while at < len(words):
+        if surface is not Surface.CELL and words[at] == "--":
+            yield None, None, at + 1
+            return
         option, typed = _read_word(words[at], table, surface)
+        if option is None:
+            yield None, None, at
+            return
         at += 1
         if typed is None and not option.grammar.is_flag:
             if not words[at - 1].startswith("-") or at == len(words) or words[at].startswith("--"):
                 raise OptionError.missing_value(option.name, option.grammar.allowed)
             typed = words[at]
             at += 1
-        yield option, typed
+        yield option, typed, at
 
 
-def _read_word(word: str, table: Table, surface: Surface) -> tuple[Option, str | None]:
-    """Return the option that a word names, and the value in the same word if there is one."""
+def _read_word(word: str, table: Table, surface: Surface) -> tuple[Option | None, str | None]:
+    """Return the option that a word names, None if it names none, and the value in the same word if there is one."""
     if named := re.fullmatch(r"(?:--)?([A-Za-z_][\w-]*)=(.*)", word, re.DOTALL):
         return table.find(named[1], surface), named[2]
     if long := re.fullmatch(r"--([A-Za-z_][\w-]*)", word):
         return table.find(long[1], surface), None
     if short := re.fullmatch(r"-([A-Za-z])(?:=?(.+))?", word, re.DOTALL):
         return table.find_short(short[1], surface), short[2]
-    if table.knows(word):
+    # A shell's command line has its options behind dashes. On a magic's line that may name a program, one that needs a value is no option.
+    if surface is not Surface.CLI and table.knows(word) and (surface is Surface.CELL or table.is_flag(word)):
         return table.find(word, surface), None
-    if surface is not Surface.CELL and "script" in table.later:
-        raise OptionError.later(word, table.later["script"])
-    raise OptionError.not_an_option(word, _example(word, table))
+    return None, None
 
 
 def _example(word: str, table: Table) -> str:
@@ -234,7 +275,7 @@ def _value_being_typed(words: list[str], word: str, table: Table, surface: Surfa
         return option, value or ""
     if words and re.fullmatch(r"--?[A-Za-z_][\w-]*", words[-1]):
         option, value_inside = _read_word(words[-1], table, surface)
-        if value_inside is None and not option.grammar.is_flag:
+        if option is not None and value_inside is None and not option.grammar.is_flag:
             return option, word
     return None, ""
 

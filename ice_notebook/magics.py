@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
@@ -10,17 +12,19 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from ice_notebook import cell as cells
 from ice_notebook import holders, machine, notebook, picked
 from ice_notebook.cell import BodyTask, Cell, FunctionTask
-from ice_notebook.errors import CellError, IceNotebookError, OptionError
+from ice_notebook.errors import CellError, IceNotebookError, ScriptError
 from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
 from ice_notebook.launcher import ElasticLauncher, read_call
-from ice_notebook.line import complete_line, read_line, read_value, wants_help
+from ice_notebook.line import complete_line, read_launch_line, read_line, read_value, wants_help
 from ice_notebook.options import Surface
 from ice_notebook.planning import check_platform, make_preparation
 from ice_notebook.pool import pool
 from ice_notebook.run import Run
+from ice_notebook.scripts import ScriptTask, read_script, scripts_here
 from ice_notebook.widgets.picker_state import listing
 
 _MAGIC = "%%elastic_launch"
+_LINE = "%elastic_launch"
 _DEVICES = "%elastic_devices"
 _DEVICES_HELP = """\
 %elastic_devices [DEVICES | off]
@@ -59,16 +63,14 @@ class ElasticMagics(Magics):
     def elastic_launch(self, line: str, cell: str | None = None) -> Run | None:
         __tracebackhide__ = True
         if wants_help(line):
-            print(help_text(Surface.CELL))  # noqa: T201 - what was asked for
+            print(help_text(Surface.LINE if cell is None else Surface.CELL))  # noqa: T201 - what was asked for
             return None
-        if cell is None:
-            raise OptionError.later("%elastic_launch", "scripts and modules come later; begin the cell with %%elastic_launch.")
         try:
-            return self._launch(line, cell)
+            return self._launch_line(line) if cell is None else self._launch_cell(line, cell)
         except IceNotebookError as error:
             raise error.with_traceback(None) from error.__cause__
 
-    elastic_launch.__doc__ = help_text(Surface.CELL)
+    elastic_launch.__doc__ = f"{help_text(Surface.CELL)}\n\n{help_text(Surface.LINE)}"
 
     @no_var_expand
     @output_can_be_silenced
@@ -140,12 +142,44 @@ class ElasticMagics(Magics):
         named = self.shell.user_ns.get(text)
         return named if isinstance(named, picker) else read_value(TABLE.options["devices"], text, self.shell.user_ns)
 
-    def _launch(self, line: str, text: str) -> Run:
+    def _launch_cell(self, line: str, text: str) -> Run:
         __tracebackhide__ = True
         asked = read_line(line, TABLE, self.shell.user_ns, Surface.CELL)
         launcher = ElasticLauncher.of(LaunchOptions.of(asked, Surface.CELL))
-        read = self._read_cell(text)
-        task, name = self._task(read, launcher)
+        return self._launch(launcher, *self._task(self._read_cell(text), launcher))
+
+    def _launch_line(self, line: str) -> Run:
+        __tracebackhide__ = True
+        asked, words = read_launch_line(line, TABLE, self.shell.user_ns, Surface.LINE)
+        launcher = ElasticLauncher.of(LaunchOptions.of(asked, Surface.LINE))
+        options = launcher.options
+        named = self._named_function(options, words)
+        if named is not None:
+            return self._launch(launcher, *self._call(named, launcher))
+        is_file = not (options.module or options.no_python)
+        words = [os.path.expanduser(words[0]), *words[1:]] if words else words  # no shell has done it
+        if is_file and words and words[0].isidentifier() and not os.path.exists(words[0]):
+            known = [name for name, value in self.shell.user_ns.items() if callable(value)]
+            raise ScriptError.missing_name(words[0], os.getcwd(), [*known, *scripts_here(words[0]), *(each.name for each in TABLE)])
+        task = read_script(options, words, module_path=[entry for entry in sys.path if entry])
+        return self._launch(launcher, task, task.name)
+
+    def _named_function(self, options: LaunchOptions, words: list[str]) -> str | None:
+        """Return the name of the notebook's function that a line launches; None when it launches a script."""
+        if options.function is not None:
+            if words:
+                raise ScriptError.function_and_script(options.function, words[0])
+            return options.function
+        if not words or options.module or options.no_python or options.run_path:
+            return None
+        if not words[0].isidentifier() or not callable(self.shell.user_ns.get(words[0])):
+            return None
+        if words[1:]:
+            raise ScriptError.function_arguments(words[0], words[1])
+        return words[0]
+
+    def _launch(self, launcher: ElasticLauncher, task: FunctionTask | BodyTask | ScriptTask, name: str) -> Run:
+        __tracebackhide__ = True
         options = launcher.options
 
         def bind(run: Run) -> None:
@@ -174,6 +208,11 @@ class ElasticMagics(Magics):
             return cell.body_task(names), "cell"
         cells.check_definition(cell)
         cell.define(self.shell.user_ns)
+        return self._call(name, launcher)
+
+    def _call(self, name: str, launcher: ElasticLauncher) -> tuple[FunctionTask, str]:
+        """Return the call of a function of the notebook, by the arguments that the options give, as a task and as a person writes it."""
+        options = launcher.options
         function = self._function(name)
         args, kwargs = options.args or (), options.kwargs or {}
         if options.args is None and options.kwargs is None:
@@ -227,6 +266,10 @@ def _matcher(shell: Any) -> Any:
         typed = typing.full_text.split("\n")[typing.cursor_line][: typing.cursor_position]
         if typing.cursor_line == 0 and typed.startswith(_MAGIC + " "):
             fragment, candidates = complete_line(typed[len(_MAGIC) + 1 :], TABLE, shell.user_ns, Surface.CELL)
+        elif typed.startswith(_LINE + " "):
+            fragment, candidates = complete_line(typed[len(_LINE) + 1 :], TABLE, shell.user_ns, Surface.LINE)
+            if not candidates:
+                return {"completions": []}  # a script's name or an argument of it: IPython knows files
         elif typed.startswith(_DEVICES + " "):
             fragment, candidates = complete_line(f"devices={typed[len(_DEVICES) + 1 :]}", TABLE, shell.user_ns, Surface.CELL)
         elif typed.startswith(_STANDBY + " "):

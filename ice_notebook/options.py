@@ -72,13 +72,14 @@ class Option:
         """Return the default as people read it."""
         return self.shown or self.grammar.format(self.default)
 
-    @property
-    def usage(self) -> str:
-        """Return how it is written: `output=NAME, -o NAME`."""
-        if self.grammar.is_flag:
-            return self.name
+    def usage(self, surface: Surface) -> str:
+        """Return how it is written in a place: `output=NAME, -o NAME`, in a terminal `-r, --redirects STREAMS`."""
         value = self.grammar.placeholder
-        return f"{self.name}={value}" + (f", -{self.short} {value}" if self.short else "")
+        if surface is Surface.CLI:
+            short = f"-{self.short}, " if self.short else ""
+            return f"{short}--{self.name.replace('_', '-')} {value}".rstrip()
+        written = self.name if self.grammar.is_flag else f"{self.name}={value}"
+        return written + (f", -{self.short} {value}".rstrip() if self.short else "")
 
 
 def option(default: Any, sentence: str, *, grammar: Grammar, group: str, **more: Any) -> Any:
@@ -121,11 +122,16 @@ class Table:
 
     def find_short(self, letter: str, surface: Surface) -> Option:
         """Return the option that a letter after one dash means, as `find` does."""
-        return self._available(self._shorts.get(letter), letter, surface)
+        return self._available(self._shorts.get(letter), f"-{letter}", surface)
 
     def knows(self, name: str) -> bool:
         """Return whether a word is the name of an option, available or not."""
         return name.replace("-", "_") in {*self._spellings, *self.later}
+
+    def is_flag(self, name: str) -> bool:
+        """Return whether a word is the name of an option that is on by its name alone."""
+        found = self._spellings.get(name.replace("-", "_"))
+        return found is not None and found.grammar.is_flag
 
     def _available(self, found: Option | None, name: str, surface: Surface) -> Option:
         if found is None and name in self.later:
@@ -166,8 +172,10 @@ class Table:
             lines += [heading, "-" * len(heading)]
             for each in options:
                 text = " ".join(filter(None, [each.sentence, each.note, f"Default: {each.default_text}."]))
-                lines.append(f"  {each.usage}")
-                lines += textwrap.wrap(text.replace("`", ""), width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+                lines.append(f"  {each.usage(surface)}")
+                lines += textwrap.wrap(
+                    text.replace("`", ""), width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+                )
             lines.append("")
         return "\n".join(lines)
 

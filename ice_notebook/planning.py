@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from ice_notebook import agents, processes
+from ice_notebook import agents, ports, processes
 from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
 from ice_notebook.environment import rank_environment
@@ -57,6 +57,17 @@ def warn_of_own_memory(devices: ResolvedDevices) -> None:
             )
 
 
+def check_port(options: LaunchOptions) -> None:
+    """Refuse a port that was named and is not free. The agent takes it a second later, and says so if somebody was quicker.
+
+    Raises:
+        LaunchError: it is in use.
+    """
+    address, port = options.meeting_place
+    if port and not ports.is_free(address, port):
+        raise LaunchError.port(port, address, ports.describe_holder(port))
+
+
 def make_plan(
     options: LaunchOptions,
     devices: ResolvedDevices,
@@ -65,6 +76,7 @@ def make_plan(
     run_id: str,
     name: str,
     kind: str,
+    script: p.Script | None = None,
     folder: RunFolder,
 ) -> p.Plan:
     """Return the plan of a run that starts now: with the kernel's present folder, module path and environment.
@@ -85,7 +97,8 @@ def make_plan(
         name=name,
         kind=kind,
         folder=str(folder.path),
-        payload=str(folder.payload_file),
+        script=script,
+        payload=str(folder.payload_file) if script is None else "",
         sources=str(folder.sources_file),
         ranks=tuple(
             p.RankPlan(

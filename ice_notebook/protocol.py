@@ -45,6 +45,7 @@ class Preparation(Struct, frozen=True, kw_only=True):
     boot_path: tuple[str, ...]  # the module path on which torch and this package are found
     environment: dict[str, str]
     start_method: str = "spawn"
+    is_for_script: bool = False  # its ranks import nothing before they run it
     preload: tuple[str, ...] = ()  # modules that ranks import besides torch
     kernel_pid: int
 
@@ -79,15 +80,40 @@ class RankPlan(Struct, frozen=True, kw_only=True):
     tee: Std = Std.NONE
 
 
+class ScriptKind(enum.Enum):
+    """What a rank runs that is not a function."""
+
+    FILE = "file"  # a script, or a folder or archive with a __main__.py
+    MODULE = "module"  # as python -m does
+    PROGRAM = "program"  # not Python: the rank's process becomes it
+
+
+LOCAL_RANK = "${local_rank}"  # stands for that in a script's arguments, as it does under torchrun
+
+
+class Script(Struct, frozen=True, kw_only=True):
+    """A script, a module or a program that ranks run."""
+
+    kind: ScriptKind
+    target: str  # the path of a script, the name of a module, a program
+    args: tuple[str, ...] = ()
+    path: tuple[str, ...] = ()  # the module path behind the script's own folder; empty: the interpreter's own
+
+    def of_rank(self, local_rank: int) -> Script:
+        """Return the script as one rank runs it."""
+        return replace(self, args=tuple(arg.replace(LOCAL_RANK, str(local_rank)) for arg in self.args))
+
+
 class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     """All that an agent needs to do a run: written to `plan.json` and sent to the agent. Times are in seconds."""
 
     version: int = VERSION
     run_id: str
     name: str  # what is launched, as a person would say it: train(launcher)
-    kind: str = "function"  # function | body
+    kind: str = "function"  # function | body | script
+    script: Script | None = None  # of kind script, which has no payload
     folder: str
-    payload: str  # path of the pickled function with its values
+    payload: str  # path of the pickled function with its values; empty for a script
     sources: str  # path of the cells' texts, for tracebacks
     shared_dir: str | None = None  # folder on shared memory where values are written as long as there is room
     ranks: tuple[RankPlan, ...]  # local ranks, in order
@@ -135,7 +161,8 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
             interpreter=self.interpreter,
             boot_path=self.boot_path,
             environment=self.environment,
-            start_method=self.start_method,
+            start_method=self.start_method if self.script is None else "spawn",
+            is_for_script=self.script is not None,
             preload=preload,
             kernel_pid=self.kernel_pid,
         )
@@ -159,6 +186,7 @@ class Go(Struct, frozen=True, kw_only=True):
     cwd: str
     sys_path: tuple[str, ...]
     payload: str
+    script: Script | None = None
     sources: str  # the cells' texts: {file name: [label, text]} as JSON
     device: str  # torch's name of the assigned device
     dist_init: bool
@@ -273,6 +301,13 @@ class RankReturned(Event, frozen=True, kw_only=True, tag="rank_returned"):
     value: Value
 
 
+class RankSucceeded(Event, frozen=True, kw_only=True, tag="rank_succeeded"):
+    """A rank's script ended with exit code 0 and gave no value."""
+
+    attempt: int
+    rank: int
+
+
 class ValueLost(Event, frozen=True, kw_only=True, tag="value_lost"):
     """A rank's function returned, and its value could not be written."""
 
@@ -334,6 +369,7 @@ AnyEvent = (
     | RankRunning
     | RankReplaced
     | RankReturned
+    | RankSucceeded
     | ValueLost
     | RankFailed
     | RankExited

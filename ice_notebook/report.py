@@ -30,9 +30,11 @@ _STOP_WORDS = {
     "kill": "killed on request",
     "interrupt": "stopped by an interrupt",
     "timeout": "stopped because its time was over",
+    "terminated": "stopped by a signal to its launcher",
     "kernel gone": "stopped because the kernel ended",
     "signal": "stopped because its agent was told to end",
 }
+_ENDED_WELL = "exit code 0"  # of a script that gave no value: a function's rank has one, or the reason why it was lost
 _ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\^_]")
 _CELL = re.compile(r"Cell In\[\d+\]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -61,7 +63,7 @@ def rank_sentence(rank: RankState, root: int | None) -> str:
     """Return what became of a rank when another, `root`, had failed, or when the run was stopped: `stopped because rank 1 failed`."""
     if rank.phase is RankPhase.RETURNED:
         if rank.value is None:
-            return plain(rank.lost) or "returned"
+            return plain(rank.lost) or _ENDED_WELL
         return f"returned {_one_line(rank.value.text)}"
     if rank.failure is not None and not _is_echo(rank, root):
         also = "failed" if root is None else "also failed"
@@ -197,7 +199,7 @@ def _text_lines(plan: Plan, state: RunState) -> Iterator[str]:
 
 def _value_lines(rank: RankState) -> list[str]:
     if rank.value is None:
-        return [_with_rank(rank, plain(rank.lost) or rank.phase.value)]
+        return [_with_rank(rank, plain(rank.lost) or (_ENDED_WELL if rank.phase is RankPhase.RETURNED else rank.phase.value))]
     start = f"rank {rank.rank}: "
     lines = plain(rank.value.text).split("\n")
     if len(lines) > VALUE_LINES:

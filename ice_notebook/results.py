@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ice_notebook import pickles, report
 from ice_notebook.errors import ResultError, RunFailed, RunStopped
-from ice_notebook.state import Phase, RankState, RunState
+from ice_notebook.state import Phase, RankPhase, RankState, RunState
 from ice_notebook.store import RunFolder
 
 
@@ -128,6 +128,8 @@ class Results(Mapping[int, Any]):
     def _why_not(self, rank: int, state: RankState | None) -> Exception:
         """Return the error for a rank that has no value."""
         run = self._run
+        if state is not None and state.phase is RankPhase.RETURNED and state.value is None and not state.lost:
+            return ResultError.no_result(rank)
         if state is not None and state.lost:
             return ResultError(state.lost)
         if state is not None and state.failure is not None:

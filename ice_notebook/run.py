@@ -85,6 +85,11 @@ class Run:
         """Return how the ranks of the last attempt failed, by rank, the root cause first."""
         return self._state.failures
 
+    @property
+    def exit_codes(self) -> Mapping[int, int]:
+        """Return the exit codes of the last attempt's ranks that have ended, by rank; a negative one is the signal that ended it."""
+        return {rank: state.exit_code for rank, state in sorted(self._state.ranks.items()) if state.exit_code is not None}
+
     def done(self) -> bool:
         """Return whether the run is over and none of its processes is left."""
         return self._is_done

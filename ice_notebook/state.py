@@ -182,6 +182,10 @@ def _rank_returned(state: RunState, event: p.RankReturned) -> RunState:
     return state._with_rank(event, phase=RankPhase.RETURNED, value=event.value)
 
 
+def _rank_succeeded(state: RunState, event: p.RankSucceeded) -> RunState:
+    return state._with_rank(event, phase=RankPhase.RETURNED)
+
+
 def _value_lost(state: RunState, event: p.ValueLost) -> RunState:
     return state._with_rank(event, phase=RankPhase.RETURNED, lost=event.reason)
 
@@ -231,6 +235,7 @@ _APPLY: dict[Any, Callable[[RunState, Any], RunState]] = {
     p.RankRunning: _rank_running,
     p.RankReplaced: _rank_replaced,
     p.RankReturned: _rank_returned,
+    p.RankSucceeded: _rank_succeeded,
     p.ValueLost: _value_lost,
     p.RankFailed: _rank_failed,
     p.RankExited: _rank_exited,

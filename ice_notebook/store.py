@@ -228,9 +228,9 @@ def make_shared_dir(run_id: str) -> Path | None:
     return path
 
 
-def with_places(plan: p.Plan, *, payload: Path, shared: Path | None) -> p.Plan:
-    """Return the plan with where payload and values lie."""
-    return p.replace(plan, payload=str(payload), shared_dir=str(shared) if shared is not None else None)
+def with_places(plan: p.Plan, *, payload: Path | None, shared: Path | None) -> p.Plan:
+    """Return the plan with where payload, if there is one, and values lie."""
+    return p.replace(plan, payload=str(payload or ""), shared_dir=str(shared) if shared is not None else None)
 
 
 def remove_shared_dir(run_id: str) -> None:

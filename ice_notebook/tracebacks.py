@@ -78,6 +78,11 @@ def failure_from_exception(error: BaseException, labels: Mapping[str, str], *, a
         return Failure(kind="raised", headline=text, type_name=name, traceback=text, at=at)
 
 
+def users_traceback(error: BaseException) -> TracebackType | None:
+    """Return the traceback of an exception without the frames that called the user's code; None where nothing else is in it."""
+    return _skip_machinery(error.__traceback__)
+
+
 def is_communication(error: BaseException) -> bool:
     """Return whether an exception is a broken or overdue connection to another rank: usually the echo of that rank's failure.
 

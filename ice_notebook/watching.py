@@ -13,6 +13,10 @@ from ice_notebook.state import Phase
 _FLUSH_S = 0.1  # a text view prints from the main thread, at most this late
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal that ends programs has come to the process that waits."""
+
+
 def choose_ui(ui: str, *, waits: bool) -> str:
     """Return which view `ui` means here: widget, text or none.
 
@@ -73,11 +77,12 @@ def watch(run: Run, view: Any) -> None:
         try:
             _wait(run, view)
             break
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if _is_echo_of_press(view):
                 continue
             interrupts += 1
-            run.ask_to_stop("interrupt", is_urgent=interrupts > 1)
+            reason = "terminated" if isinstance(interrupt, Terminated) else "interrupt"
+            run.ask_to_stop(reason, is_urgent=interrupts > 1)
     if run.phase is Phase.SUCCEEDED:
         return
     if notebook.has_page():

@@ -237,9 +237,9 @@ class RankContext:
             with contextlib.suppress(OSError):  # dead before it began: seen just below
                 rank.channel.send("go", p.encode(placed))
         with io.condition:
-            io.condition.wait_for(lambda: io.stop or all(rank.can_be_asked or rank.has_exited for rank in ranks), timeout_s)
+            io.condition.wait_for(lambda: io.stop or all(rank.has_accepted or rank.has_exited for rank in ranks), timeout_s)
             self._raise_if_stopped()
-            return [go.local_rank for rank, go in zip(ranks, goes, strict=True) if not rank.can_be_asked]
+            return [go.local_rank for rank, go in zip(ranks, goes, strict=True) if not rank.has_accepted]
 
     def _replace(self, places: list[int]) -> None:
         """Put fresh processes in the places of standby ranks that are dead or deaf. None of them has begun: that takes a second word."""
@@ -278,6 +278,7 @@ class RankContext:
             cwd=plan.cwd,
             sys_path=plan.sys_path,
             payload=plan.payload,
+            script=plan.script.of_rank(worker.local_rank) if plan.script is not None else None,
             sources=plan.sources,
             device=place.assigned_device,
             dist_init=plan.dist_init,
@@ -306,7 +307,7 @@ class RankContext:
         """Return the ranks that failed, in the order of local ranks."""
         now = time.monotonic()
         for rank in self._ranks:
-            lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S
+            lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S and not rank.is_program
             if lost and not rank.has_reported:
                 failure = p.Failure(kind="exit", headline="closed its connection to the agent", at=time.time())
                 self._io._fail(rank, failure)

@@ -145,6 +145,7 @@ class AgentIO(threading.Thread):
         terminal = rank.terminal
         with self.condition:
             rank.attempt, rank.rank, rank.local_rank = go.attempt, go.rank, go.local_rank
+            rank.is_program = go.script is not None and go.script.kind is p.ScriptKind.PROGRAM
             terminal.files.append(os.open(output, flags, 0o600))
             paths = {p.Std.OUT: go.stdout, p.Std.ERR: go.stderr}
             for std in (p.Std.OUT, p.Std.ERR):
@@ -370,8 +371,8 @@ class AgentIO(threading.Thread):
         with self.condition:
             rank.exit_code = code
             if rank.rank >= 0 and rank.stage is Stage.ACCEPTED:
-                if not rank.has_reported_before_exit and not self.is_ending:
-                    self._fail(rank, self._failure_from_exit(rank, code))
+                if not self.is_ending:
+                    self._judge_exit(rank, code)
                 # Once the others are being ended it is our own signal that the code tells of.
                 is_news = rank.has_returned and code != 0 and not self.is_ending
                 note = f"left with exit code {code} after its value was written" if is_news else ""
@@ -389,6 +390,16 @@ class AgentIO(threading.Thread):
         self.ranks.remove(rank)
         rank.reap()
         self.start_ranks(1)
+
+    def _judge_exit(self, rank: RankProcess, code: int) -> None:
+        """Say what an exit means that nobody has caused: a function's rank says by itself how it ended, of a script the code tells."""
+        if self.plan.script is None:
+            if not rank.has_reported_before_exit:
+                self._fail(rank, self._failure_from_exit(rank, code))
+        elif code != 0 and rank.failure is None:
+            self._fail(rank, self._failure_from_exit(rank, code))
+        elif code == 0 and not rank.has_returned:
+            self.record(p.RankSucceeded(at=time.time(), attempt=rank.attempt, rank=rank.rank))
 
     def _drain_channel(self, rank: RankProcess) -> None:
         while rank.channel.fileno() in self._selector.get_map() and select.select([rank.channel], [], [], 0)[0]:

@@ -22,10 +22,15 @@ from ice_notebook.frames import Channel
 from ice_notebook.rank.server import RankServer
 
 # The kernel's own module path comes with `go`.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.rank.main import main; main(sys.argv[1])"
+_BOOT = (
+    "import json, sys; own_path = [entry for entry in sys.path if entry]; sys.path[:] = json.loads(sys.argv[2]); "
+    "from ice_notebook.rank.main import main; main(sys.argv[1], own_path)"
+)
 # What a rank needs to work at once when it is told to go; torch first, the rest is quick.
 _OURS = ("pickles", "cell", "descriptions", "rank.surroundings", "rank.shell", "rank.spawning", "rank.process_group")
 MODULES = ("torch", "torch.distributed", *(f"ice_notebook.{module}" for module in _OURS))
+# A script finds itself in a process that has imported next to nothing: torch is imported when the script does it.
+_SCRIPT_MODULES = ("ice_notebook.tracebacks", "ice_notebook.rank.script", "ice_notebook.rank.surroundings")
 _TERMINAL_ROWS, _TERMINAL_COLUMNS = 24, 80  # a progress bar then fits into a pane of the panel
 _READ_BYTES = 1 << 16
 _LFLAG, _OFLAG, _CC = 3, 1, 6  # places in what termios.tcgetattr returns
@@ -85,6 +90,7 @@ class RankProcess:
         self.has_returned = False  # with a value or without one that could be written
         self.has_loaded = False
         self.readiness: p.Readiness | None = None
+        self.is_program = False  # not Python: it cannot be asked to stop, and says nothing but its exit code
         self.is_stopped = False  # it said that it unwound after our interrupt
         self.failure: p.Failure | None = None
         self.has_acknowledged = False
@@ -97,9 +103,14 @@ class RankProcess:
         return self.exit_code is not None
 
     @property
+    def has_accepted(self) -> bool:
+        """Return whether the user's code runs in it, or has."""
+        return self.stage is Stage.ACCEPTED
+
+    @property
     def can_be_asked(self) -> bool:
         """Return whether the user's code runs in it under our interrupt handler."""
-        return self.stage is Stage.ACCEPTED
+        return self.has_accepted and not self.is_program
 
     @property
     def has_reported(self) -> bool:
@@ -143,7 +154,7 @@ def start_rank(preparation: p.Preparation, serial: int, server: RankServer | Non
         "socket": theirs.fileno(),
         "terminal": slave,
         "acknowledge": acknowledge_theirs,
-        "modules": MODULES,
+        "modules": _SCRIPT_MODULES if preparation.is_for_script else MODULES,
         "preload": preparation.preload,
     }
     marker = f"{preparation.marker}:{serial}"
@@ -153,7 +164,15 @@ def start_rank(preparation: p.Preparation, serial: int, server: RankServer | Non
             pid = server.fork(settings, marker, inherited)
             return RankProcess(pid, Channel(ours), master, acknowledge, marker)
         process = subprocess.Popen(
-            [preparation.interpreter, "-c", _BOOT, msgspec.json.encode(settings).decode(), path],
+            [
+                preparation.interpreter,
+                # As torchrun: what a script prints is to be seen before its line ends.
+                *(["-u"] if preparation.is_for_script else []),
+                "-c",
+                _BOOT,
+                msgspec.json.encode(settings).decode(),
+                path,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=slave,
             stderr=slave,

@@ -43,12 +43,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     preload: tuple[str, ...] = ()  # these too, as far as they do no harm
 
 
-def main(text: str) -> None:
-    """Be a rank. Never returns."""
-    serve(msgspec.json.decode(text, type=Settings))
+def main(text: str, own_path: list[str]) -> None:
+    """Be a rank. `own_path` is the module path that a fresh interpreter has. Never returns."""
+    serve(msgspec.json.decode(text, type=Settings), own_path)
 
 
-def serve(settings: Settings, readiness: p.Readiness | None = None) -> NoReturn:
+def serve(settings: Settings, own_path: list[str], readiness: p.Readiness | None = None) -> NoReturn:
     """Be a rank with these settings; `readiness` when a process that this one was forked from has done all imports."""
     guards.die_with_agent(settings.agent_pid)
     guards.take_terminal(settings.terminal)
@@ -65,16 +65,17 @@ def serve(settings: Settings, readiness: p.Readiness | None = None) -> NoReturn:
             channel.send("ready", p.encode(preloading.load(frame.fields["modules"])))
     except (EOFError, OSError):
         os._exit(0)  # not needed after all
-    Rank(channel, p.decode(frame.body, p.Go), settings.acknowledge).run()
+    Rank(channel, p.decode(frame.body, p.Go), settings, own_path).run()
 
 
 class Rank:
     """A rank that knows who it is."""
 
-    def __init__(self, channel: Channel, go: p.Go, acknowledge_fd: int) -> None:
+    def __init__(self, channel: Channel, go: p.Go, settings: Settings, own_path: list[str]) -> None:
         self._channel = channel
         self._go = go
-        self._acknowledge_fd = acknowledge_fd
+        self._settings = settings
+        self._own_path = own_path
         self._pid = os.getpid()
         self._is_asked_to_stop = False
 
@@ -82,16 +83,19 @@ class Rank:
         """Do the work and leave the process."""
         try:
             self._take_place()
+            if self._go.script is not None and self._go.script.kind is p.ScriptKind.PROGRAM:
+                self._become(self._go.script)
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._tell("accepted")  # from here on this process's end is the run's affair, and it may be asked to stop
             self._channel.receive()  # the word to begin comes when all ranks have accepted
             threading.Thread(target=self._watch_agent, name="ice-control", daemon=True).start()
-            code = self._work()
+            code = self._work() if self._go.script is None else self._run_script(self._go.script)
         except BaseException as error:
             # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
             code = self._fail(error)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._tell("imported", modules=preloading.imported())
+        if self._go.script is None:
+            self._tell("imported", modules=preloading.imported())
         _leave(code)
 
     def _take_place(self) -> None:
@@ -143,6 +147,39 @@ class Rank:
             traceback.print_exc()
         return 0
 
+    def _run_script(self, script: p.Script) -> int:
+        from ice_notebook.rank import script as scripts  # noqa: PLC0415
+        from ice_notebook.rank import surroundings  # noqa: PLC0415
+        from ice_notebook.script_results import script_result  # noqa: PLC0415
+
+        guards.spare_resource_trackers()
+        surroundings.quiet_prompts()
+        reporter.open(lambda bars: self._tell("progress", bars=bars))
+        script_result.open()
+        try:
+            scripts.run(script, self._own_path)
+        except SystemExit as error:
+            if error.code not in {None, 0}:
+                raise
+        if script_result.is_set:
+            self._return(script_result.value)
+        return 0
+
+    def _become(self, script: p.Script) -> NoReturn:
+        """Make this process the program: its exit code says what came of it."""
+        from ice_notebook.errors import ScriptError  # noqa: PLC0415
+        from ice_notebook.rank import script as scripts  # noqa: PLC0415
+
+        # A terminal that nobody has open reads as hung up: the program holds it, also when its own output goes to files.
+        os.set_inheritable(self._settings.terminal, True)
+        faulthandler.disable()
+        self._tell("accepted")
+        self._channel.receive()  # the word to begin
+        try:
+            scripts.become(script)
+        except OSError as error:
+            raise ScriptError.no_program(script.target, error.strerror or str(error)) from None
+
     def _return(self, value: Any) -> None:
         """Write the value and tell of it; a value that cannot be written is told of as well, and the rank has returned all the same."""
         from ice_notebook import descriptions, pickles  # noqa: PLC0415
@@ -183,12 +220,26 @@ class Rank:
         code = _exit_code(error)
         failure = tracebacks.failure_from_exception(error, getattr(self, "_labels", {}), at=time.time())
         failure = msgspec.structs.replace(failure, exit_code=code)
+        if self._go.script is not None and isinstance(error, SystemExit):
+            failure = msgspec.structs.replace(failure, kind="exit", headline=_exit_headline(error, code))
         # Told before anything that takes time: siblings notice the broken connection at once, and the first report counts.
         self._tell("failed", p.encode(failure))
         with contextlib.suppress(OSError):
-            print(failure.traceback.rstrip("\n"), file=sys.stderr, flush=True)
+            self._print(error, failure)
         self._keep(error, failure)
         return code
+
+    def _print(self, error: BaseException, failure: p.Failure) -> None:
+        """Print what Python prints at such an end."""
+        if self._go.script is not None and isinstance(error, SystemExit):
+            if not isinstance(error.code, int):
+                print(error.code, file=sys.stderr, flush=True)
+        elif self._go.script is not None and _has_own_hook():
+            from ice_notebook import tracebacks  # noqa: PLC0415
+
+            sys.excepthook(type(error), error, tracebacks.users_traceback(error))
+        else:
+            print(failure.traceback.rstrip("\n"), file=sys.stderr, flush=True)
 
     def _keep(self, error: BaseException, failure: p.Failure) -> None:
         """Leave what others look for: torch's error file, and the exception itself for the kernel's `__cause__`."""
@@ -196,8 +247,10 @@ class Rank:
             "message": failure.headline,
             "extraInfo": {"py_callstack": failure.traceback, "timestamp": str(int(failure.at))},
         }
+        error_file = Path(self._go.error_file)
         with contextlib.suppress(OSError):
-            Path(self._go.error_file).write_text(json.dumps({"message": reply}))
+            if not error_file.exists():  # a script under torch's `@record` has written it
+                error_file.write_text(json.dumps({"message": reply}))
         from ice_notebook import pickles  # noqa: PLC0415
 
         error.__traceback__ = None
@@ -221,7 +274,7 @@ class Rank:
             self._is_asked_to_stop = True
             # Not by the channel, which the interrupted code may just be holding.
             with contextlib.suppress(OSError):
-                os.write(self._acknowledge_fd, b"!")
+                os.write(self._settings.acknowledge, b"!")
         raise KeyboardInterrupt
 
     def _watch_agent(self) -> None:
@@ -237,6 +290,18 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else _EXIT_FAILED
     return _EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else _EXIT_FAILED
+
+
+def _has_own_hook() -> bool:
+    """Return whether a script has its own way to show exceptions. torch's, since a process group was made, only adds the rank to each line."""
+    return sys.excepthook is not sys.__excepthook__ and not getattr(sys.excepthook, "__module__", "").startswith("torch.")
+
+
+def _exit_headline(error: SystemExit, code: int) -> str:
+    from ice_notebook import exits  # noqa: PLC0415
+
+    lines = [] if isinstance(error.code, int) else str(error.code).strip().splitlines()
+    return f"{lines[0]} ({exits.explain_exit(code)})" if lines else exits.explain_exit(code)
 
 
 def _leave(code: int) -> NoReturn:

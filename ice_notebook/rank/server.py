@@ -117,4 +117,4 @@ class _Forks:
         guards.write_to(terminal)
         forks.reseed()
         known = {**settings, "agent_pid": self._agent_pid, "socket": sock, "terminal": terminal, "acknowledge": acknowledge}
-        rank.serve(msgspec.convert(known, rank.Settings), self._readiness)
+        rank.serve(msgspec.convert(known, rank.Settings), [], self._readiness)

@@ -87,6 +87,7 @@ _REASONS = {
     "kill": "you pressed Kill now",
     "interrupt": "the notebook interrupted it",
     "timeout": "its time was over",
+    "terminated": "its launcher got a signal",
     "kernel gone": "its kernel is gone",
     "signal": "its agent got a signal",
 }

@@ -81,7 +81,7 @@ REFUSED = [
             "OptionError",
             rf"'{option.partition('=')[0]}' is not available in this version: .* later.*\.",
         )
-        for option in ("detach", "debug=true", "notify=true", "when_busy=wait", "module=x")
+        for option in ("detach", "debug=true", "notify=true", "when_busy=wait")
     ),
     # devices
     (

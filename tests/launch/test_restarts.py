@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
+import psutil
 import pytest
 from support import left_of
 
 from ice_notebook import RunFailed
+from ice_notebook.errors import LaunchError
 from ice_notebook.run import Run
 
 
@@ -130,10 +132,12 @@ def test_a_port_that_the_user_names_is_taken_again_by_every_attempt(launch):
 def test_a_port_that_is_taken_is_named(launch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        run = launch(lambda: None, n=1, master_port=port)
-    assert run.phase == "failed"
-    assert str(run.exception()) == f"the port {port} on 127.0.0.1 cannot be used: Address already in use"
-    assert left_of(run.plan.marker) == []
+        with pytest.raises(LaunchError) as caught:
+            launch(lambda: None, n=1, master_port=port)
+    name = psutil.Process().name()
+    assert str(caught.value) == (
+        f"The port {port} on 127.0.0.1 is in use by {name} (pid {os.getpid()}): give another one, or none for a free one."
+    )
 
 
 def test_what_a_failed_attempt_has_started_is_gone_before_the_next_one_begins(launch):

@@ -74,6 +74,9 @@ class History:
         value = p.Value(path=f"/dev/shm/ice-3f9c2a7d/{rank}", size_bytes=9, type_name=type_name, text=text, html=html)
         return self.add(p.RankReturned, attempt=self.attempt, rank=rank, value=value)
 
+    def succeeds(self, rank: int) -> History:
+        return self.add(p.RankSucceeded, attempt=self.attempt, rank=rank).exits(rank)
+
     def loses(self, rank: int, reason: str) -> History:
         return self.add(p.ValueLost, attempt=self.attempt, rank=rank, reason=reason)
 

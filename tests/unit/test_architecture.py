@@ -64,7 +64,8 @@ def own_imports(module: str) -> set[str]:
     for imported, names, _ in imports(tree_of(module)):
         base, _, rest = imported.partition(".")
         if base == "ice_notebook":
-            inner = [f"{rest}.{name}".strip(".") for name in names]
+            # The version is a constant, and the package's own.
+            inner = [f"{rest}.{name}".strip(".") for name in names if name != "__version__"]
             found |= {name if name in LAYER_OF else rest or "__init__" for name in inner or [rest]}
     return found
 

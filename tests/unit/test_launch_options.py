@@ -6,7 +6,7 @@ import pytest
 
 from ice_notebook.devices import Devices, Gpu, Inventory
 from ice_notebook.errors import DeviceError, IceNotebookError, OptionError
-from ice_notebook.launch_options import LATER, TABLE, LaunchOptions, help_text
+from ice_notebook.launch_options import LATER, OF_TORCHRUN, TABLE, LaunchOptions, help_text
 from ice_notebook.line import read_line
 from ice_notebook.options import Surface
 
@@ -75,7 +75,7 @@ def test_every_option_has_a_sentence_a_readable_default_and_words_for_what_it_ta
 
 @EVERY_OPTION
 def test_every_example_is_read_the_same_by_a_magic_and_by_python(option):
-    surface = Surface.CELL
+    surface = next(place for place in (Surface.CELL, Surface.LINE) if place in option.surfaces)
     read = read_line(f"{option.name}={option.example}", TABLE, {}, surface)[option.name]
     assert LaunchOptions.of({option.name: read}, surface).asked().get(option.name, option.convert(option.default)) == read
     if not option.grammar.is_expression:
@@ -122,9 +122,30 @@ def test_an_unknown_name_is_refused_with_a_suggestion():
         LaunchOptions().changed(sped=1)
 
 
-@pytest.mark.parametrize("name", sorted(LATER))
+@pytest.mark.parametrize("name", sorted(LATER | OF_TORCHRUN))
 def test_an_option_that_comes_later_is_refused_by_name(name):
     assert f"{name!r} is not available in this version: " in refusal(**{name: True})
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        (
+            {"module": True, "no_python": True},
+            "module and no_python exclude each other: they say two things of what is launched; give one.",
+        ),
+        ({"run_path": True, "module": True}, "module and run_path exclude each other"),
+        (
+            {"no_python": True, "use_env": False},
+            "no_python and use_env=false exclude each other: a program is not given --local-rank=N",
+        ),
+        ({"standalone": True, "rdzv_endpoint": "localhost:1"}, "standalone and rdzv_endpoint=localhost:1 exclude each other"),
+    ],
+)
+def test_options_of_scripts_that_exclude_each_other_are_refused(asked, sentence):
+    with pytest.raises(OptionError) as caught:
+        LaunchOptions.of(asked, Surface.LINE).validate()
+    assert sentence in str(caught.value)
 
 
 def test_options_of_a_call_are_refused_in_the_launcher():
@@ -177,7 +198,7 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(asked, sentence):
     "asked",
     [
         {"standalone": True},
-        {"standalone": True, "rdzv_endpoint": "node1:29401", "rdzv_backend": "c10d"},
+        {"standalone": True, "master_addr": "localhost", "rdzv_backend": "c10d"},
         {"nnodes": 1},
         {"nnodes": "1:1", "node_rank": 0, "master_addr": "localhost", "master_port": 29501},
         {"master_addr": "[::1]"},
@@ -230,5 +251,5 @@ def test_the_machine_is_asked_only_when_devices_are_resolved():
 @pytest.mark.parametrize("surface", list(Surface))
 def test_the_help_of_a_place_names_its_options_and_fits_a_page(surface):
     text = help_text(surface)
-    assert all(f"\n  {option.usage}\n" in text for option in TABLE.on(surface))
+    assert all(f"\n  {option.usage(surface)}\n" in text for option in TABLE.on(surface))
     assert max(map(len, text.splitlines())) <= 100

@@ -7,7 +7,7 @@ import pytest
 from ice_notebook import launch_options as lo
 from ice_notebook.errors import DeviceError, OptionError
 from ice_notebook.launch_options import TABLE
-from ice_notebook.line import complete_line, read_line, split_words, wants_help
+from ice_notebook.line import complete_line, read_command, read_launch_line, read_line, split_words, wants_help
 from ice_notebook.options import Surface
 
 NOTEBOOK = {
@@ -126,7 +126,7 @@ def test_evaluating_leaves_the_namespace_as_it_was():
     [
         ("devcies=cuda:0", "'devcies' is not an option. Did you mean 'devices'?"),
         ("--devcies cuda:0", "Did you mean 'devices'?"),
-        ("-z 1", "'z' is not an option."),
+        ("-z 1", "'-z' is not an option."),
         ("devices", "'devices' needs a value: devices=VALUE, where VALUE is auto, cpu, cuda or a list"),
         ("devices =cuda", "'devices' needs a value"),
         ("--devices", "'devices' needs a value"),
@@ -158,8 +158,9 @@ def test_evaluating_leaves_the_namespace_as_it_was():
         ("start_method=fork", "start_method='fork' is refused: forking a notebook kernel"),
         ("detach", "'detach' is not available in this version"),
         ("--detach", "'detach' is not available in this version"),
-        ("-m package.module", "'m' is not available in this version: scripts and modules come in a later version"),
-        ("use_env=false", "'use_env' is not available in this version"),
+        ("-m package.module", "'module' is not an option here: it belongs to the command line and the magic of a line."),
+        ("use_env=false", "'use_env' is not an option here: it belongs to the command line and the magic of a line."),
+        ("nproc=2", "'nproc' is not an option. Did you mean 'nproc_per_node'?"),
         ("output=class", "output='class' cannot be read: allowed is the name of a Python variable."),
         ("function=a.b", "function='a.b' cannot be read"),
         ("rdzv_backend=etcd", "rdzv_backend='etcd' is refused: it joins several nodes"),
@@ -185,9 +186,79 @@ def test_a_word_in_quotes_is_never_a_variable():
     assert "'picker' is no kind of device" in refusal("devices='picker'", DeviceError)
 
 
-def test_options_of_a_cell_are_refused_on_a_line_and_a_script_is_said_to_come_later():
-    assert refusal("args=(1,)", surface=Surface.LINE) == "'args' is not an option here: it belongs to the magic of a cell."
-    assert "scripts and modules come in a later version" in refusal("train.py --lr 1", surface=Surface.LINE)
+def launched(line):
+    """Return what a line says besides its options."""
+    return read_launch_line(line, TABLE, NOTEBOOK, Surface.LINE)
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "words"),
+    [
+        ("train.py", [], ["train.py"]),
+        ("max_restarts=1 -r 3 train.py --lr 0.1 -m x=1", ["max_restarts", "redirects"], ["train.py", "--lr", "0.1", "-m", "x=1"]),
+        (
+            "--nproc-per-node 2 --nnodes=1 -m package.train -t 3",
+            ["nproc_per_node", "nnodes", "module"],
+            ["package.train", "-t", "3"],
+        ),
+        ("standalone --no_python echo hello", ["standalone", "no_python"], ["echo", "hello"]),
+        ("--no-python env A=1 printenv A", ["no_python"], ["env", "A=1", "printenv", "A"]),  # env is the name of an option as well
+        ("-- env", [], ["env"]),
+        (
+            "train.py {n} lr={n / 2} '{n}' \"a b\" {settings['A']} {run1}.x",
+            [],
+            ["train.py", "3", "lr=1.5", "{n}", "a b", "1", "expr.x"],
+        ),
+        ("{run1 + '.py'} [1, 2]", [], ["expr.py", "[1, 2]"]),
+        ("max_restarts=1", ["max_restarts"], []),
+    ],
+)
+def test_what_follows_the_options_of_a_line_is_launched_with_its_arguments(line, options, words):
+    values, rest = launched(line)
+    assert (list(values), rest) == (options, words)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("train.py {nn}", "argument=nn: the expression raised NameError"),
+        ("max_restart=1 train.py", "'max_restart' is not an option. Did you mean 'max_restarts'?"),
+        ("numa_binding=node train.py", "'numa_binding' is not available in this version: ranks are not bound"),
+        ("train.py it's", "close the quote or the bracket"),
+    ],
+)
+def test_a_bad_line_with_a_script_gets_one_sentence(line, sentence):
+    with pytest.raises(OptionError) as caught:
+        launched(line)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "rest"),
+    [
+        (["--nproc_per_node", "2", "train.py", "--nnodes=2"], {"nproc_per_node": 2}, ["train.py", "--nnodes=2"]),
+        (["--nproc-per-node=2", "-r", "0:1,1:2", "-t3", "-m", "a.b", "{n}"], {"redirects": {0: 1, 1: 2}, "tee": 3}, ["a.b", "{n}"]),
+        (["--rdzv-conf", "timeout=60,x=1", "t.py"], {"rdzv_configs": {"timeout": "60", "x": "1"}}, ["t.py"]),
+        (["--use-env=True", "--standalone", "it's", "(a"], {"use_env": True, "standalone": True}, ["it's", "(a"]),
+        (["--log_dir", "my logs", "standalone"], {"log_dir": "my logs"}, ["standalone"]),  # a word alone is no option in a terminal
+        (["--", "max_restarts=1"], {}, ["max_restarts=1"]),
+    ],
+)
+def test_the_words_of_a_shell_are_read_as_they_are(words, options, rest):
+    values, found = read_command(words, TABLE)
+    assert options.items() <= values.items()
+    assert found == rest
+
+
+def test_what_belongs_to_functions_is_no_option_of_a_command_line():
+    with pytest.raises(
+        OptionError, match="'args' is not an option here: it belongs to the magic of a cell and the magic of a line"
+    ):
+        read_command(["--args=(1,)", "train.py"], TABLE)
+    with pytest.raises(OptionError, match=r"'nproc' is not an option\. Did you mean 'nproc_per_node'"):
+        read_command(["--nproc", "2", "train.py"], TABLE)
+    with pytest.raises(OptionError, match="'max_restarts' needs a value"):
+        read_command(["--max-restarts"], TABLE)
 
 
 def test_help_is_asked_for_by_a_word():

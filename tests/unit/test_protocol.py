@@ -21,6 +21,7 @@ EVENTS = [
     p.RankRunning(at=1.5, attempt=0, rank=1),
     p.RankReplaced(at=1.5, attempt=0, rank=1, pid=12),
     p.RankReturned(at=1.5, attempt=0, rank=1, value=VALUE),
+    p.RankSucceeded(at=1.5, attempt=0, rank=1),
     p.ValueLost(at=1.5, attempt=0, rank=1, reason="rank 1's value cannot be sent"),
     p.RankFailed(at=1.5, attempt=0, rank=1, failure=raised()),
     p.RankFailed(at=1.5, attempt=0, rank=1, failure=killed()),

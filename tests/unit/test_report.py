@@ -35,6 +35,13 @@ def test_a_succeeded_run_shows_every_ranks_value_in_order() -> None:
     ]
 
 
+def test_a_script_is_told_by_its_exit_code_where_it_gave_no_value() -> None:
+    state = History(2).begin().succeeds(0).returns(1, "42").exits(1).end().state
+    assert format_text(plan(), state).splitlines()[1:] == ["rank 0: exit code 0", "rank 1: 42"]
+    state = History(2).begin().succeeds(0).fails(1).group_fails(1).end(p.Outcome.FAILED).state
+    assert format_text(plan(), state).splitlines()[-1] == "rank 0: exit code 0"
+
+
 def test_one_rank_is_one_rank() -> None:
     assert format_text(plan(1), succeeded(["None"]).state) == "Run: succeeded · 1 rank · cpu:0 · restarts 0/3\nrank 0: None"
 

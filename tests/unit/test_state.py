@@ -62,6 +62,11 @@ def test_a_value_that_was_lost_is_a_return_without_a_value() -> None:
     assert (rank.phase, rank.value, rank.lost) == (RankPhase.RETURNED, None, "no room")
 
 
+def test_a_script_that_ended_well_is_a_return_without_a_value() -> None:
+    state = History(1).begin().succeeds(0).state
+    assert (phases(state), state.ranks[0].value, state.ranks[0].lost, state.ranks[0].exit_code) == (["returned"], None, "", 0)
+
+
 def test_the_failures_name_the_root_first_and_then_the_others_by_rank() -> None:
     history = History(4).begin().fails(3).fails(0, broken_connection()).fails(2, killed()).group_fails(2)
     assert list(history.state.failures) == [2, 0, 3]

@@ -1,0 +1,177 @@
+"""The same scripts under torchrun and under `ice_notebook launch`: what they find, what they leave, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LAUNCHERS = {
+    "torchrun": ["-m", "torch.distributed.run", "--master-port", "0"],
+    "launch": ["-m", "torch.distributed.launch", "--master-port", "0"],
+    "ice_notebook": ["-m", "ice_notebook", "launch"],
+}
+# The ranks' contract: what torchrun sets. Its store is at a port of its own, its error file in a folder of its own.
+CONTRACT = re.compile(r"(LOCAL_|GROUP_|ROLE_|)(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_ADDR|OMP_NUM_THREADS|TORCH.*|PET_.*|PYTHON.*")
+ELSEWHERE = {"TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_SIGNALS_TO_HANDLE"}  # the second is torchrun's word to itself
+
+LOOK = """\
+import json, os, sys
+if __name__ == "__main__":
+    seen = {
+        "environment": dict(os.environ), "argv": sys.argv, "file": __file__, "path": sys.path, "folder": os.getcwd(),
+        "package": __package__, "spec": getattr(__spec__, "name", None), "loader": type(__loader__).__name__,
+        "buffer": type(sys.stdout.buffer).__name__, "main": sys.modules["__main__"].__file__, "torch": "torch" in sys.modules,
+        "names": sorted(globals()),
+    }
+    name = f"{os.environ['SEEN']}/{os.environ['RANK']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}.json"
+    with open(name, "w") as file:
+        json.dump(seen, file)
+    if "fail_once" in sys.argv and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+        sys.exit(3)
+    if "fail" in sys.argv:
+        raise ValueError("bad loss")
+"""
+TALK = """\
+import os, sys
+print("out of", os.environ["RANK"])
+print("err of", os.environ["RANK"], file=sys.stderr)
+"""
+
+
+@dataclass
+class Seen:
+    """What became of a launch."""
+
+    status: int
+    shown: str
+    seen: dict[str, dict[str, Any]]  # by rank and restart: 1.0
+    folder: Path
+
+
+@pytest.fixture
+def launched(tmp_path: Path):
+    """Return `launched(by, *words)`, which launches in a folder with scripts, and waits."""
+    work = tmp_path / "work"
+    package = work / "package"
+    package.mkdir(parents=True)
+    (work / "look.py").write_text(LOOK)
+    (work / "talk.py").write_text(TALK)
+    (package / "__init__.py").write_text("")
+    (package / "look.py").write_text(LOOK)
+    (package / "__main__.py").write_text(LOOK)
+
+    def launch(by: str, *words: str) -> Seen:
+        folder = tmp_path / by
+        folder.mkdir()
+        command = [sys.executable, *LAUNCHERS[by], "--log-dir", str(folder / "logs"), *words]
+        environment = {**os.environ, "SEEN": str(folder)}
+        environment.pop("OMP_NUM_THREADS", None)
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+        seen = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        return Seen(done.returncode, done.stdout + done.stderr, seen, folder)
+
+    return launch
+
+
+def contract(seen: dict[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in seen["environment"].items() if CONTRACT.fullmatch(key) and key not in ELSEWHERE}
+
+
+def without_environment(seen: dict[str, Any]) -> dict[str, Any]:
+    # Python joins the working directory and ./package/look.py as they are.
+    paths = {key: os.path.normpath(seen[key]) for key in ("file", "main")}
+    return {key: value for key, value in seen.items() if key != "environment"} | paths
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["look.py", "--lr", "0.1", "a b", "", "{n}", "${local_rank}"],
+        ["./package/look.py"],
+        ["-m", "package.look", "--nnodes=7"],
+        ["-m", "package", "x"],
+        ["package", "x"],
+        ["--max-restarts", "1", "--role", "trainer", "--rdzv-id", "job7", "look.py", "fail_once"],
+        ["--no-python", sys.executable, "-u", "look.py", "x"],
+    ],
+    ids=lambda words: " ".join(words).replace(sys.executable, "python"),
+)
+def test_a_script_finds_what_it_finds_under_torchrun(launched, words):
+    theirs = launched("torchrun", "--nproc-per-node", "2", *words)
+    ours = launched("ice_notebook", "--nproc-per-node", "2", *words)
+    assert (ours.status, sorted(ours.seen)) == (theirs.status, sorted(theirs.seen)), ours.shown
+    assert ours.seen
+    for rank, seen in ours.seen.items():
+        expected = theirs.seen[rank]
+        assert contract(seen) == contract(expected)
+        assert without_environment(seen) == without_environment(expected)
+        assert set(seen["environment"]) >= set(expected["environment"]) - {"TORCHELASTIC_SIGNALS_TO_HANDLE"}
+        assert all(
+            key.startswith("ICE_NOTEBOOK_") or key.endswith("_SOCKET_IFNAME")
+            for key in set(seen["environment"]) - set(expected["environment"])
+        )
+
+
+def test_run_path_gives_the_script_its_name_and_arguments(launched, tmp_path):
+    words = ["--nproc-per-node", "2", "--run-path", str(tmp_path / "work" / "look.py"), "--lr", "1"]
+    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    for rank, seen in ours.seen.items():
+        for key in ("argv", "file", "folder"):
+            assert seen[key] == theirs.seen[rank][key]
+        assert contract(seen) == contract(theirs.seen[rank])
+    assert (ours.status, sorted(ours.seen)) == (theirs.status, sorted(theirs.seen)) == (0, ["0.0", "1.0"])
+
+
+def test_the_old_launchers_local_rank_is_passed_too(launched):
+    words = ["--nproc-per-node", "2", "look.py", "--lr", "1"]
+    theirs, ours = launched("launch", *words), launched("ice_notebook", "--use-env=false", *words)
+    assert [seen["argv"] for seen in ours.seen.values()] == [seen["argv"] for seen in theirs.seen.values()]
+    assert ours.seen["1.0"]["argv"] == ["look.py", "--local-rank=1", "--lr", "1"]
+    assert ours.seen["1.0"]["environment"]["LOCAL_RANK"] == "1"
+
+
+def test_a_failure_is_one_there_and_here_and_restarts_are_used_up(launched):
+    words = ["--nproc-per-node", "2", "--max-restarts", "1", "look.py", "fail"]
+    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    assert (ours.status, theirs.status) == (1, 1)
+    assert sorted(ours.seen) == sorted(theirs.seen) == ["0.0", "0.1", "1.0", "1.1"]
+    for shown in (ours.shown, theirs.shown):
+        assert "ValueError: bad loss" in shown
+
+
+@pytest.mark.parametrize(
+    ("redirects", "tee"),
+    [("0", "3"), ("1", "2"), ("2", "1"), ("3", "0"), ("3", "3"), ("0:0,1:1,2:2,3:3", "0:3,1:0,2:1"), ("0:1,2:3", "1:3,2:2,3:1")],
+)
+def test_redirects_and_tee_leave_the_same_files_and_show_the_same(launched, redirects, tee):
+    words = ["--nproc-per-node", "4" if ":" in redirects else "1", "-r", redirects, "-t", tee, "talk.py"]
+    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    assert (ours.status, theirs.status) == (0, 0), ours.shown
+    assert files(ours) == files(theirs)
+    assert said(ours) == said(theirs)
+
+
+def files(seen: Seen) -> dict[str, str]:
+    """Return the streams' files by their place below the attempt's folder, those with something in them."""
+    logs = [*seen.folder.glob("logs/*/attempt_0/*/stdout.log"), *seen.folder.glob("logs/*/attempt_0/*/stderr.log")]
+    return {f"{path.parent.name}/{path.name}": path.read_text() for path in logs if path.read_text()}
+
+
+def said(seen: Seen) -> list[str]:
+    return sorted(re.findall(r"(?:out|err) of \d", seen.shown))
+
+
+@pytest.mark.parametrize("count", ["1", "3", "cpu", "gpu", "auto"])
+def test_ranks_are_counted_as_torchrun_counts_them(launched, count):
+    words = ["--nproc-per-node", count, "look.py"]
+    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    assert sorted(ours.seen) == sorted(theirs.seen)
+    assert (ours.status == 0) == (theirs.status == 0)

@@ -1,0 +1,375 @@
+"""Scripts, modules and programs from Python and from a terminal: what they can do, how they end, what is left of them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import left_of, wait_printed, wait_until
+
+from ice_notebook import ElasticLauncher, RunFailed
+from ice_notebook.errors import ResultError
+from ice_notebook.launch_options import LaunchOptions
+from ice_notebook.options import Surface
+from ice_notebook.run import Run
+from ice_notebook.scripts import read_script
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Return `script(text, name="train.py")`, which writes a script into the working directory and returns its name."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str, name: str = "train.py") -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+        return name
+
+    return write
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Run]]:
+    """Return `start(*words, n=2, **options)`, which begins a run of a script on CPU ranks."""
+    runs: list[Run] = []
+
+    def begin(*words: str, n: int = 2, **options: Any) -> Run:
+        asked = {"devices": f"cpu:0-{n - 1}", "ui": "none", **options}
+        launcher = ElasticLauncher.of(LaunchOptions.of(asked, Surface.LINE))
+        task = read_script(launcher.options, words)
+        runs.append(launcher.launch(task, task.name, waits=False))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.kill()
+        assert run.wait(30)
+        wait_until(lambda run=run: not left_of(run.plan.marker), 5)
+
+
+@pytest.fixture
+def launch(start: Callable[..., Run]) -> Callable[..., Run]:
+    """Return `launch(*words, n=2, **options)`, which waits for the end of the run and never raises for it."""
+
+    def begin_and_wait(*words: str, **options: Any) -> Run:
+        run = start(*words, **options)
+        assert run.wait(120)
+        return run
+
+    return begin_and_wait
+
+
+# ---- what a script can do ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_gives_values_and_exit_codes(launch, script):
+    train = script(
+        """
+        import os, sys
+        import ice_notebook
+        assert "torch" not in sys.modules
+        if __name__ == "__main__":
+            rank = int(os.environ["RANK"])
+            print("arguments", sys.argv[1:], ice_notebook.get_current_launcher().local_rank)
+            if rank != 1:
+                ice_notebook.set_result("an early one")
+                ice_notebook.set_result({"rank": rank})
+            for step in ice_notebook.get_current_launcher().progress(range(3)):
+                pass
+        """
+    )
+    run = launch(train, "--lr", "0.1", n=3)
+    assert run.phase == "succeeded", run
+    assert dict(run.results) == {0: {"rank": 0}, 2: {"rank": 2}}
+    assert run.exit_codes == {0: 0, 1: 0, 2: 0}
+    with pytest.raises(
+        ResultError, match=r"The script of rank 1 gave no value: it gives one with ice_notebook.set_result\(value\)\."
+    ):
+        run.results[1]
+    assert run.output(1) == "arguments ['--lr', '0.1'] 1\n"
+    assert repr(run).splitlines()[1:] == ["rank 0: {'rank': 0}", "rank 1: exit code 0", "rank 2: {'rank': 2}"]
+    assert run.plan.name == "train.py --lr 0.1"
+    assert Run.open(run.folder).exit_codes == run.exit_codes
+
+
+def test_a_script_makes_its_own_process_group_also_after_a_restart(launch, script):
+    train = script(
+        """
+        import os, torch, torch.distributed as dist
+        assert not dist.is_initialized()
+        dist.init_process_group("gloo")
+        total = torch.ones(1) * (dist.get_rank() + 1)
+        dist.all_reduce(total)
+        if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os._exit(4)
+        dist.destroy_process_group()
+        print("total", total.item())
+        """
+    )
+    run = launch(train, max_restarts=1)
+    assert run.phase == "succeeded", run
+    assert run.output(0) == run.output(1) == "total 3.0\n"
+
+
+def test_processes_that_a_script_spawns_find_what_it_defines(launch, script):
+    train = script(
+        """
+        import multiprocessing
+        class Batch:
+            def __init__(self, n):
+                self.n = n
+        def double(batch):
+            return Batch(2 * batch.n)
+        if __name__ == "__main__":
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                print("double", pool.apply(double, [Batch(21)]).n)
+        """
+    )
+    run = launch(train, n=1)
+    assert run.output(0) == "double 42\n", run
+
+
+def test_archives_links_and_relative_imports_work(launch, script, tmp_path):
+    script("from .part import word\nprint('package', word)\n", "package/__main__.py")
+    script("word = 'word'\n", "package/part.py")
+    script("import neighbour\nprint('beside', neighbour.name, __file__)\n", "elsewhere/real.py")
+    script("name = 'neighbour'\n", "elsewhere/neighbour.py")
+    (tmp_path / "link.py").symlink_to(tmp_path / "elsewhere" / "real.py")
+    with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
+        archive.writestr("__main__.py", "import inner, sys\nprint('archive', inner.x, sys.argv)\n")
+        archive.writestr("inner.py", "x = 5\n")
+    assert launch("package", module=True, n=1).output(0) == "package word\n"
+    assert launch("link.py", n=1).output(0) == f"beside neighbour {tmp_path}/link.py\n"
+    assert launch("app.zip", "y", n=1).output(0) == "archive 5 ['app.zip', 'y']\n"
+
+
+def test_what_is_printed_without_a_newline_is_seen_at_once(start, script):
+    train = script("import time\nprint('waiting', end='')\ntime.sleep(1000)\n")
+    wait_printed(start(train, n=1), "waiting")
+
+
+def test_input_meets_its_end_and_a_breakpoint_says_a_line(launch, script):
+    run = launch(script("breakpoint()\ntry:\n    input()\nexcept EOFError:\n    print('nobody')\n"), n=1)
+    assert run.output(0) == "breakpoint() at <module>, line 1: ignored, a rank has no keyboard\nnobody\n"
+
+
+# ---- how it ends ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_that_raises_is_shown_with_its_line(launch, script):
+    train = script(
+        """
+        import os
+        def step(batch):
+            loss = batch / 0
+            return loss
+        if os.environ["RANK"] == "1":
+            step(3)
+        """
+    )
+    run = launch(train)
+    error = run.exception()
+    assert isinstance(error, RunFailed)
+    assert str(error) == "rank 1: ZeroDivisionError: division by zero (train.py, line 4)"
+    assert any(re.fullmatch(r"-+> 4     loss = batch / 0", line) for line in error.lines)
+    assert isinstance(error.__cause__, ZeroDivisionError)
+    assert "ZeroDivisionError: division by zero" in run.output(1)
+    assert "ice_notebook" not in run.output(1)
+    assert run.exit_codes[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "headline"),
+    [
+        ("sys.exit(7)", 7, "left with exit code 7"),
+        ("sys.exit('no data')", 1, "no data (left with exit code 1)"),
+        ("os._exit(5)", 5, "left with exit code 5"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -9, "killed by SIGKILL (signal 9); something outside the run ended it"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", -11, "killed by SIGSEGV (signal 11)"),
+    ],
+)
+def test_a_script_that_ends_badly_is_told_by_its_exit_code(launch, script, ending, code, headline):
+    run = launch(script(f"import os, signal, sys\nif True:\n    {ending}\n"), n=1)
+    assert run.phase == "failed"
+    assert run.exit_codes == {0: code}
+    assert run.failures[0].headline.startswith(headline)
+    assert "Traceback" not in run.output(0)
+    if code == -11:
+        assert str(run.exception()).endswith("(train.py, line 3)")
+
+
+@pytest.mark.parametrize("ending", ["pass", "sys.exit()", "sys.exit(0)", "os._exit(0)", "raise SystemExit"])
+def test_exit_code_0_is_success_however_it_came_about(launch, script, ending):
+    run = launch(script(f"import os, sys\n{ending}\n"), n=1)
+    assert (run.phase, run.exit_codes, dict(run.results)) == ("succeeded", {0: 0}, {})
+
+
+def test_what_record_writes_is_the_headline_and_stays_in_the_error_file(launch, script):
+    train = script(
+        """
+        from torch.distributed.elastic.multiprocessing.errors import record
+        @record
+        def main():
+            raise ValueError("bad loss")
+        main()
+        """
+    )
+    as_script = launch(train, n=1)
+    as_program = launch(sys.executable, train, n=1, no_python=True)
+    assert as_script.failures[0].headline == "ValueError: bad loss"
+    assert as_program.failures[0].headline == "ValueError: bad loss (left with exit code 1)"
+    for run in (as_script, as_program):
+        error = (run.folder / "attempt_0" / "0" / "error.json").read_text()
+        assert '"py_callstack"' in error
+        assert "bad loss" in error
+
+
+def test_a_hook_of_the_script_shows_its_exception(launch, script):
+    train = script("import sys\nsys.excepthook = lambda kind, error, tb: print('mine:', error, tb.tb_lineno)\n1 / 0\n")
+    run = launch(train, n=1)
+    assert run.output(0) == "mine: division by zero 3\n"
+    assert run.failures[0].headline == "ZeroDivisionError: division by zero"
+
+
+# ---- stopping ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_that_is_stopped_has_time_for_its_finally(start, script):
+    run = start(script("import time\ntry:\n    print('in')\n    time.sleep(1000)\nfinally:\n    print('out')\n"))
+    wait_printed(run, "in")
+    run.stop()
+    assert run.wait(30)
+    assert (run.phase, run.exit_codes) == ("stopped", {0: 130, 1: 130})
+    assert [run.output(rank).split("\n")[:2] for rank in (0, 1)] == [["in", "out"]] * 2
+
+
+def test_a_program_gets_sigterm_first_and_sigkill_after_its_grace(start, script):
+    polite = script("trap 'echo bye; exit 3' TERM\necho in\nwhile :; do sleep 0.05; done\n", "polite.sh")
+    deaf = script("trap '' TERM INT\necho in\nwhile :; do sleep 0.05; done\n", "deaf.sh")
+    first = start("sh", polite, n=1, no_python=True, grace=60)
+    second = start("sh", deaf, n=1, no_python=True, grace=0.3)
+    for run in (first, second):
+        wait_printed(run, "in")
+        run.stop()
+    for run in (first, second):
+        assert run.wait(30)
+        assert run.phase == "stopped"
+    assert (first.output(0), first.exit_codes) == ("in\nbye\n", {0: 3})
+    assert second.exit_codes == {0: -9}
+
+
+def test_a_program_is_not_missed_when_all_its_output_goes_to_files(launch):
+    run = launch("sh", "-c", "echo $LOCAL_RANK; sleep 1; echo $1 >&2", "-", "x${local_rank}", no_python=True, redirects="3")
+    assert run.phase == "succeeded", run
+    folder = run.folder / "attempt_0"
+    assert [(folder / str(rank) / "stdout.log").read_text() for rank in (0, 1)] == ["0\n", "1\n"]
+    assert [(folder / str(rank) / "stderr.log").read_text() for rank in (0, 1)] == ["x0\n", "x1\n"]
+
+
+def test_a_program_that_is_gone_when_ranks_start_is_named(start, script, tmp_path):
+    program = script("#!/no/such/interpreter\n", "program")
+    (tmp_path / program).chmod(0o700)
+    run = start("./program", n=1, no_python=True)
+    assert run.wait(60)
+    assert run.failures[0].headline == "ScriptError: There is no program './program' to start: No such file or directory."
+
+
+# ---- the command line -------------------------------------------------------------------------------------------------------------------
+
+
+def ice_notebook(*words: str, **options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ice_notebook", "launch", "--devices=cpu:0-1", *words]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **{"start_new_session": True, **options}
+    )
+
+
+def test_lines_have_their_rank_and_the_status_is_that_of_the_rank_that_failed_first(script):
+    train = script("import os, sys, time\nprint('hello')\nif os.environ['RANK'] == '1':\n    sys.exit(7)\ntime.sleep(1000)\n")
+    process = ice_notebook("--log-dir", "logs", train)
+    shown, errors = process.communicate()
+    assert process.returncode == 7
+    assert sorted(shown.splitlines()[1:3]) == ["[0] hello", "[1] hello"]
+    assert shown.splitlines()[-2:] == ["rank 1 failed: left with exit code 7 (train.py, line 4)", "run: failed"]
+    assert re.fullmatch(r"ice_notebook: logs are in .*/logs/none_\S+\n", errors)
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "status"),
+    [
+        ([], "print('well')", 0),
+        ([], "import os; os.kill(os.getpid(), 9)", 137),
+        (["--timeout", "0.5", "--ui", "none"], "import time; time.sleep(1000)", 124),
+    ],
+)
+def test_the_status_says_what_happened(script, words, text, status):
+    process = ice_notebook(*words, script(text))
+    shown, errors = process.communicate()
+    assert process.returncode == status, shown + errors
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [
+        (signal.SIGINT, 130, "run: stopped by an interrupt"),
+        (signal.SIGTERM, 143, "run: stopped by a signal to its launcher"),
+        (signal.SIGHUP, 129, "run: stopped by a signal to its launcher"),
+    ],
+)
+def test_a_signal_to_the_launcher_stops_the_run_in_order(script, number, status, word):
+    train = script("import time\ntry:\n    print('in')\n    time.sleep(1000)\nfinally:\n    print('out')\n")
+    process = ice_notebook("--grace", "60", train)
+    shown = ""
+    while shown.count("] in") < 2:
+        shown += process.stdout.readline()
+    process.send_signal(number)
+    rest, errors = process.communicate()
+    assert process.returncode == status, rest + errors
+    assert "[0] out" in rest
+    assert "[1] out" in rest
+    assert rest.splitlines()[-1] == word
+    assert errors == ""
+
+
+def test_a_second_interrupt_kills(script):
+    train = script(
+        "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: print('asked'))\nprint('in')\nwhile True:\n    time.sleep(0.01)\n"
+    )
+    process = ice_notebook("--grace", "1000", train)
+    shown = ""
+    for word in ("] in", "] asked"):
+        while shown.count(word) < 2:
+            shown += process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+
+
+def test_a_reader_that_goes_away_ends_the_run(script, tmp_path):
+    train = script("import time\nprint('in')\nwhile True:\n    print('more')\n    time.sleep(0.01)\n")
+    process = ice_notebook("--log-dir", "logs", train)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    (folder,) = (tmp_path / "logs").iterdir()
+    assert left_of(Run.open(folder).plan.marker) == []
+
+
+def test_a_launch_from_inside_a_rank_is_refused(launch, script):
+    script("print('inner')\n", "inner.py")
+    train = script(
+        "import subprocess, sys\nprint(subprocess.run([sys.executable, '-m', 'ice_notebook', 'launch', 'inner.py']).returncode)\n"
+    )
+    run = launch(train, n=1)
+    assert run.output(0).splitlines()[-1] == "2"
+    assert "A launch from inside rank 0 of a run is not possible" in run.output(0)
