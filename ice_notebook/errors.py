@@ -428,6 +428,105 @@ class LaunchError(IceNotebookError, RuntimeError):
         return cls(f"sys.executable is {path!r}, which is no interpreter that the ranks could be started with.")
 
 
+class NodeError(IceNotebookError, ConnectionError):
+    """Another machine cannot join a run, or this one cannot."""
+
+    @classmethod
+    def unreadable_token(cls, text: str) -> NodeError:
+        return cls(
+            f"The token cannot be read: it is one word of 64 characters, and this one has {len(text.strip())}. "
+            "Copy the whole command that the run shows, or put its token into ICE_NOTEBOOK_TOKEN."
+        )
+
+    @classmethod
+    def no_token(cls) -> NodeError:
+        return cls("There is no token: put the one that the run shows into ICE_NOTEBOOK_TOKEN, or write it to the standard input.")
+
+    @classmethod
+    def unreadable_address(cls, text: str) -> NodeError:
+        return cls(f"{text!r} is no address of a run: it is HOST:PORT, as the run shows it, such as 192.168.1.1:29501.")
+
+    @classmethod
+    def unknown_host(cls, host: str, error: OSError) -> NodeError:
+        return cls(f"The host {host!r} is not known here: {error.strerror or error}. Give an address of it instead.")
+
+    @classmethod
+    def unreachable(cls, where: str, timeout_s: float, error: OSError) -> NodeError:
+        return cls(
+            f"No run was reached at {where} within {timeout_s:g} s: {error.strerror or error}. "
+            "Start the run, and let the port through the firewall between the two machines."
+        )
+
+    @classmethod
+    def no_run(cls, where: str) -> NodeError:
+        return cls(
+            f"What listens at {where} is no run of ice_notebook. A torchrun there cannot be joined: nodes join a run that a notebook has "
+            "started, with the command that it shows."
+        )
+
+    @classmethod
+    def other_run(cls, where: str) -> NodeError:
+        return cls(f"The run at {where} is not the one that the token is of. Each run has a token of its own: copy its command again.")
+
+    @classmethod
+    def token_refused(cls, where: str) -> NodeError:
+        return cls(f"The run at {where} does not accept the token. Each run has a token of its own: copy its command again.")
+
+    @classmethod
+    def other_version(cls, where: str) -> NodeError:
+        return cls(f"The run at {where} speaks another version of this protocol. Install the same ice_notebook on both machines.")
+
+    @classmethod
+    def wrong_token(cls) -> NodeError:
+        return cls("it does not have the run's token")
+
+    @classmethod
+    def no_proof(cls, error: BaseException) -> NodeError:
+        return cls(f"it broke off before it had proved the run's token ({error or type(error).__name__})")
+
+    @classmethod
+    def torchrun(cls) -> NodeError:
+        return cls("it is a torchrun, or another client of torch's TCPStore; other nodes run `python -m ice_notebook join`")
+
+    @classmethod
+    def garbage(cls) -> NodeError:
+        return cls("what it sent is not the beginning of a TLS connection; other nodes run `python -m ice_notebook join`")
+
+    @classmethod
+    def crowded(cls) -> NodeError:
+        return cls("too many connections were waiting for their proof")
+
+    @classmethod
+    def versions(cls, what: str, theirs: str, ours: str) -> NodeError:
+        return cls(f"it has {what} {theirs} and the run {ours}: install the same version on both machines")
+
+    @classmethod
+    def full(cls, most: int) -> NodeError:
+        return cls(f"the run has all the {most} nodes that it may have")
+
+    @classmethod
+    def over(cls) -> NodeError:
+        return cls("the run is ending")
+
+    @classmethod
+    def refused(cls, why: str) -> NodeError:
+        return cls(f"The run refuses this node: {why}.")
+
+    @classmethod
+    def backend(cls, theirs: str, ours: str) -> NodeError:
+        return cls(
+            f"The ranks of this node would meet by {ours} and those of the run do by {theirs}: "
+            "choose devices of the same kind, one rank each, or launch with dist_backend=gloo."
+        )
+
+    @classmethod
+    def store(cls, where: str, timeout_s: float) -> NodeError:
+        return cls(
+            f"the store of the ranks at {where} was not reached within {timeout_s:g} s: let the port through the firewall, "
+            "after naming it with master_port"
+        )
+
+
 class FrozenError(IceNotebookError, RuntimeError):
     """A frozen launcher was to be changed."""
 
