@@ -513,11 +513,20 @@ class NodeError(IceNotebookError, ConnectionError):
         return cls(f"The run refuses this node: {why}.")
 
     @classmethod
+    def broken_off(cls, error: BaseException) -> NodeError:
+        return cls(f"The run broke off while this node got ready ({error or type(error).__name__}); it may have ended.")
+
+    @classmethod
     def backend(cls, theirs: str, ours: str) -> NodeError:
         return cls(
             f"The ranks of this node would meet by {ours} and those of the run do by {theirs}: "
             "choose devices of the same kind, one rank each, or launch with dist_backend=gloo."
         )
+
+    @classmethod
+    def port(cls, address: str, port: int, error: OSError) -> NodeError:
+        place = f"the port {port} on {address}" if port else f"the address {address}"
+        return cls(f"{place} cannot be used: {error.strerror or error}; give one of this machine that is free")
 
     @classmethod
     def store(cls, where: str, timeout_s: float) -> NodeError:

@@ -6,11 +6,11 @@ import os
 import secrets
 import sys
 import warnings
+from collections.abc import Callable
 
-from ice_notebook import agents, processes
+from ice_notebook import agents, environment, processes
 from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
-from ice_notebook.environment import rank_environment
 from ice_notebook.errors import LaunchError, format_size
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.options import streams_of_rank
@@ -46,6 +46,42 @@ def warn_of_own_memory(devices: ResolvedDevices) -> None:
             )
 
 
+def make_nodes_plan(options: LaunchOptions) -> p.NodesPlan:
+    """Return what is settled about the machines of a run of several, with a fresh identity and token."""
+    from ice_notebook.nodes import tls  # noqa: PLC0415 - cryptography is imported for such runs only
+    from ice_notebook.nodes.token import Token  # noqa: PLC0415
+
+    identity, fingerprint = tls.make_identity()
+    address, port = options.node_meeting_place
+    return p.NodesPlan(
+        least=options.nnodes[0],
+        most=options.nnodes[1],
+        address=address,
+        port=port,
+        last_call=options.last_call_s,
+        join_timeout=options.join_timeout_s,
+        token=Token.new(fingerprint).format(),
+        identity=identity,
+        environment=dict(options.env),
+        omp_num_threads=options.omp_num_threads,
+    )
+
+
+def rank_plans(devices: ResolvedDevices, streams: Callable[[int], tuple[int, int]]) -> tuple[p.RankPlan, ...]:
+    """Return what is settled about each local rank. `streams` gives what is redirected and teed of one."""
+    return tuple(
+        p.RankPlan(
+            local_rank=local_rank,
+            device=device.name,
+            assigned_device=device.assigned_device,
+            visible_devices=device.visible_devices,
+            redirects=p.Std(streams(local_rank)[0]),
+            tee=p.Std(streams(local_rank)[1]),
+        )
+        for local_rank, device in enumerate(devices.ranks)
+    )
+
+
 def make_plan(
     options: LaunchOptions,
     devices: ResolvedDevices,
@@ -69,6 +105,7 @@ def make_plan(
     if not os.access(interpreter, os.X_OK):
         raise LaunchError.interpreter(interpreter)
     address, port = options.meeting_place
+    nodes = make_nodes_plan(options) if options.has_other_nodes else None
     return p.Plan(
         run_id=run_id,
         name=name,
@@ -76,16 +113,8 @@ def make_plan(
         folder=str(folder.path),
         payload=str(folder.payload_file),
         sources=str(folder.sources_file),
-        ranks=tuple(
-            p.RankPlan(
-                local_rank=local_rank,
-                device=device.name,
-                assigned_device=device.assigned_device,
-                visible_devices=device.visible_devices,
-                redirects=p.Std(streams_of_rank(options.redirects, local_rank)),
-                tee=p.Std(streams_of_rank(options.tee, local_rank)),
-            )
-            for local_rank, device in enumerate(devices.ranks)
+        ranks=rank_plans(
+            devices, lambda rank: (streams_of_rank(options.redirects, rank), streams_of_rank(options.tee, rank))
         ),
         devices=devices.text,
         devices_by=devices_by,
@@ -100,11 +129,16 @@ def make_plan(
         rdzv_backend=options.rdzv_backend,
         master_addr=address,
         master_port=port,
+        nodes=nodes,
         grace=options.grace,
         timeout=options.timeout,
         marker=secrets.token_hex(8),
-        environment=rank_environment(
-            os.environ, n_ranks=len(devices.ranks), omp_num_threads=options.omp_num_threads, extra=options.env
+        environment=environment.rank_environment(
+            os.environ,
+            n_ranks=len(devices.ranks),
+            omp_num_threads=options.omp_num_threads,
+            extra=options.env,
+            interface=environment.interface_of(address) if nodes is not None else environment.LOOPBACK,
         ),
         cwd=cwd,
         sys_path=tuple(entry for entry in sys.path if isinstance(entry, str)),

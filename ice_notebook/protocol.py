@@ -42,6 +42,22 @@ class RankPlan(Struct, frozen=True, kw_only=True):
     tee: Std = Std.NONE
 
 
+class NodesPlan(Struct, frozen=True, kw_only=True):
+    """What is settled about the machines of a run of several. Times are in seconds."""
+
+    least: int
+    most: int
+    address: str  # where the run's own machine listens for others
+    port: int = 0  # 0 for a free one
+    last_call: float  # how long others may still come once there are enough
+    join_timeout: float
+    token: str = ""  # neither this nor the identity is written to the run folder
+    identity: str = ""  # PEM of a private key and its certificate
+    environment: dict[str, str]  # the option `env`: the ranks of other machines get it too
+    omp_num_threads: int | None = None
+    is_first: bool = True  # this is the machine that has started the run
+
+
 class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     """All that an agent needs to do a run: written to `plan.json` and sent to the agent. Times are in seconds."""
 
@@ -67,6 +83,7 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     rdzv_backend: str = "static"
     master_addr: str = "127.0.0.1"
     master_port: int = 0
+    nodes: NodesPlan | None = None  # None: this machine alone
     grace: float = 5.0
     timeout: float | None = None
     marker: str  # every process of the run carries it in its environment; the sweep finds them by it
@@ -240,6 +257,45 @@ class AttemptFailed(Event, frozen=True, kw_only=True, tag="attempt_failed"):
     restarting: bool
 
 
+class NodesAwaited(Event, frozen=True, kw_only=True, tag="nodes_awaited"):
+    """Other machines can join from now on."""
+
+    address: str
+    port: int
+
+
+class NodeJoined(Event, frozen=True, kw_only=True, tag="node_joined"):
+    """A machine takes part from the next round on."""
+
+    node: int
+    name: str
+    n_ranks: int
+    devices: str
+
+
+class NodeLeft(Event, frozen=True, kw_only=True, tag="node_left"):
+    """A machine does not take part any more."""
+
+    node: int
+    name: str
+    reason: str  # left | was lost: …
+
+
+class NodeRefused(Event, frozen=True, kw_only=True, tag="node_refused"):
+    """Somebody who came to the run's port could not join."""
+
+    address: str
+    reason: str
+
+
+class RoundEnded(Event, frozen=True, kw_only=True, tag="round_ended"):
+    """An attempt was ended because the nodes changed, and no rank is to blame."""
+
+    attempt: int
+    reason: str  # node 1 (host) was lost
+    restarting: bool
+
+
 class StopAsked(Event, frozen=True, kw_only=True, tag="stop_asked"):
     """The run is being stopped."""
 
@@ -271,6 +327,11 @@ AnyEvent = (
     | RankFailed
     | RankExited
     | AttemptFailed
+    | NodesAwaited
+    | NodeJoined
+    | NodeLeft
+    | NodeRefused
+    | RoundEnded
     | StopAsked
     | RunEnded
 )

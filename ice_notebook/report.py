@@ -12,6 +12,7 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from ice_notebook.nodes.token import VARIABLE
 from ice_notebook.protocol import Excerpt, Failure, Frame, Plan, Value, replace
 from ice_notebook.safe_html import safe_html
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
@@ -48,6 +49,15 @@ def title(plan: Plan, state: RunState) -> str:
     size = state.attempt.world_size if state.attempt else plan.world_size
     ranks = "1 rank" if size == 1 else f"{size} ranks"
     return f"Run: {phase.value} · {ranks} · {plan.devices} · restarts {state.restarts}/{plan.max_restarts}"
+
+
+def join_command(plan: Plan, state: RunState) -> str:
+    """Return the command with which other machines join a run, empty when none can. The token goes by the environment."""
+    if plan.nodes is None or not plan.nodes.token or state.meeting is None or state.phase.is_final:
+        return ""
+    host, port = state.meeting
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{VARIABLE}={plan.nodes.token} python -m ice_notebook join {where}"
 
 
 def failure_sentence(rank: int, failure: Failure) -> str:

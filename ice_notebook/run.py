@@ -83,6 +83,11 @@ class Run:
         """Return how the ranks of the last attempt failed, by rank, the root cause first."""
         return self._state.failures
 
+    @property
+    def join_command(self) -> str:
+        """Return the command with which other machines join, empty when none can. It holds the run's token: who has it can run code here."""
+        return report.join_command(self.plan, self._state)
+
     def done(self) -> bool:
         """Return whether the run is over and none of its processes is left."""
         return self._is_done

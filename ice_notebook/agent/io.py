@@ -21,6 +21,7 @@ from ice_notebook.agent.outbox import Outbox
 from ice_notebook.agent.ranks import RankProcess, Stage, start_rank
 from ice_notebook.agent.terminals import Terminals
 from ice_notebook.frames import Channel, Frame
+from ice_notebook.nodes.messages import MESSAGE
 from ice_notebook.store import Journal, RunFolder
 
 
@@ -49,6 +50,7 @@ class AgentIO(threading.Thread):
         self.is_closing = False  # the agent is about to leave: no rank is started any more
         self.error: BaseException | None = None  # a rank could not be started
         self.on_stop: Callable[[], None] = lambda: None  # called once, by whoever asked
+        self.on_message: Callable[[bytes], None] | None = None  # the coordinator of several nodes says something
         self.outbox = Outbox(kernel)
         self._kernel = kernel
         self._is_over = False
@@ -208,6 +210,8 @@ class AgentIO(threading.Thread):
                     with self.condition:
                         self.is_urgent = True
                         self.condition.notify_all()
+            elif frame.kind == MESSAGE and self.on_message is not None:
+                self.on_message(frame.body)
 
     def _on_kernel_exit(self) -> None:
         self._selector.unregister(self._kernel_pidfd)

@@ -12,12 +12,19 @@ import threading
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ice_notebook import processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
+from ice_notebook.agent.meeting import Meeting
+from ice_notebook.errors import NodeError
 from ice_notebook.frames import Channel
+from ice_notebook.nodes.messages import MESSAGE, decode
 from ice_notebook.store import RunFolder
+
+if TYPE_CHECKING:
+    from ice_notebook.agent.hub import Hub
 
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -46,6 +53,7 @@ class Agent:
         self._folder = RunFolder(Path(plan.folder))
         self._io = AgentIO(plan, self._folder, kernel)
         self._io.on_stop = self._end_early
+        self._hub: Hub | None = None  # the other nodes, when this agent has started the run
         self._is_elastic = False  # torch's agent is in charge: it ends the ranks
 
     def run(self) -> None:
@@ -59,17 +67,34 @@ class Agent:
         io.start_ranks(plan.world_size)  # they import torch while this process does
         outcome, reason, swept = p.Outcome.FAILED, "", 0
         try:
+            meeting = self._meet()
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
 
             with io.condition:
                 io.condition.wait_for(lambda: io.stop is None)  # stopped: `_end_early` is about to end this process
                 self._is_elastic = True
             elastic.start_clock(plan, io)
-            outcome, reason, swept = elastic.run_elastic(plan, self._folder, io)
+            outcome, reason, swept = elastic.run_elastic(plan, self._folder, io, meeting)
         except Exception as error:
             traceback.print_exc()
             reason = _in_words(error, plan)
         self._leave(outcome, reason, swept)
+
+    def _meet(self) -> Meeting | None:
+        """Return how this agent hears of other nodes, when there may be any. They can join while torch is still being imported."""
+        plan, io = self._plan, self._io
+        if plan.nodes is None:
+            return None
+        if plan.nodes.is_first:
+            from ice_notebook.agent.hub import Hub  # noqa: PLC0415 - for several nodes only
+
+            hub = Hub(plan, self._folder, io)
+            hub.start()
+            self._hub = hub
+            return hub.meeting
+        meeting = Meeting(io.condition, lambda message: io.outbox.post(MESSAGE, p.encode(message)))
+        io.on_message = lambda body: meeting.take(decode(body))
+        return meeting
 
     def _end_early(self) -> None:
         """Stop a run whose agent still imports torch: no user's code runs yet, and nobody needs to wait for the import."""
@@ -81,6 +106,8 @@ class Agent:
 
     def _leave(self, outcome: p.Outcome, reason: str, swept: int) -> None:
         swept += self._end_everything()
+        if self._hub is not None:
+            self._hub.close()
         self._io.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))
         self._io.close()
         sys.stderr.flush()
@@ -110,6 +137,8 @@ class Agent:
 
 def _in_words(error: Exception, plan: p.Plan) -> str:
     """Say why a run could not be done when the reason is no rank's."""
+    if isinstance(error, NodeError):
+        return str(error)
     if isinstance(error, OSError) and plan.master_port:
         return f"the port {plan.master_port} on {plan.master_addr} cannot be used: {error.strerror or error}"
     return f"the agent failed: {error}" if isinstance(error, RuntimeError) else f"the agent failed: {type(error).__name__}: {error}"

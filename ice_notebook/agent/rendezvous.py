@@ -1,13 +1,22 @@
-"""How the agents of a run meet: here one agent, with a fresh store for the ranks every round. Runs in the agent."""
+"""How the agents of a run meet: one agent, or several that a coordinator brings together, with a fresh store for the ranks every round."""
 
 from __future__ import annotations
 
-import socket
+import datetime
+import signal
+from collections.abc import Callable
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
+from ice_notebook.agent.meeting import Meeting
+from ice_notebook.errors import NodeError
+from ice_notebook.nodes import messages as m
+from ice_notebook.nodes.tls import listen
+
+STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will
 
 class FreshStoreRendezvous(RendezvousHandler):
     """One node, and a new TCPStore every round.
@@ -26,16 +35,21 @@ class FreshStoreRendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Make the round's store and return it with our place: node 0 of 1."""
-        self._store = None  # the old one must be closed first when the user has named the port
-        sock = listen(self._address, self._port)
-        port = sock.getsockname()[1]
-        self._store = dist.TCPStore(
-            self._address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
-        )  # the store closes the descriptor
+        port = self._make_store()
         # torch keeps what it is given until long after the next round has begun: a client, so that the server is ours alone to close.
         client = dist.TCPStore(self._address, port, is_master=False)
         prefix = dist.PrefixStore("ice_notebook/agent", client)
         return RendezvousInfo(prefix, 0, 1, RendezvousStoreInfo(self._address, port))
+
+    def _make_store(self) -> int:
+        """Make the round's store, and return its port."""
+        self._store = None  # the old one must be closed first when the user has named the port
+        sock = listen(self._address, self._port)
+        port = int(sock.getsockname()[1])
+        self._store = dist.TCPStore(
+            self._address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
+        )  # the store closes the descriptor
+        return port
 
     def get_backend(self) -> str:
         """Return the name of this rendezvous in torch's events."""
@@ -67,19 +81,42 @@ class FreshStoreRendezvous(RendezvousHandler):
         return True
 
 
-def listen(address: str, port: int) -> socket.socket:
-    """Return a listening socket on one address; port 0 lets the system choose.
+class NodesRendezvous(FreshStoreRendezvous):
+    """Several nodes: the coordinator says when a round begins and who is in it; the first node makes the round's store."""
 
-    Raises:
-        OSError: the port is taken, or the address is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    def __init__(self, run_id: str, address: str, port: int, meeting: Meeting, is_stopped: Callable[[], bool]) -> None:
+        super().__init__(run_id, address, port)
+        self._meeting = meeting
+        self._is_stopped = is_stopped
+        self.round = m.Round(number=-1, group_rank=0, group_world_size=0, restarts=0, address=address)
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Wait until the coordinator begins a round.
+
+        Raises:
+            SignalException: the run is being stopped.
+            RunOverError: there will be no further round.
+            NodeError: the round's store cannot be reached.
+        """
+        self._store = None
+        found = self._meeting.next_round(self.round.number, self._is_stopped)
+        if found is None:
+            raise SignalException("the run is being stopped", signal.SIGTERM)
+        self.round = found
+        address, port = found.address, found.port
+        if found.group_rank == 0:
+            port = self._make_store()
+            self._meeting.tell(m.StoreMade(number=found.number, port=port))
+        store = dist.PrefixStore("ice_notebook/agent", _reach_store(address, port))
+        return RendezvousInfo(store, found.group_rank, found.group_world_size, RendezvousStoreInfo(address, port))
+
+    def num_nodes_waiting(self) -> int:
+        """Return whether another round is to begin: torch then ends its workers and comes to `next_rendezvous`."""
+        return int(self._meeting.is_over(self.round.number))
+
+
+def _reach_store(address: str, port: int) -> dist.TCPStore:
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address.strip("[]"), port))
-        sock.listen(2048)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+        return dist.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=STORE_WAIT_S))
+    except dist.DistError as error:
+        raise NodeError.store(f"{address}:{port}", STORE_WAIT_S) from error

@@ -18,7 +18,6 @@ from ice_notebook import protocol as p
 from ice_notebook.errors import NodeError
 
 MESSAGE = "node"  # the kind of the frames that hold a message of these
-PIECE_BYTES = 1 << 20  # of a file, in one frame: other frames go in between
 
 
 # ---- joining -----------------------------------------------------------------------------------------------------------------------------
@@ -43,7 +42,6 @@ class Welcome(p.Struct, frozen=True, kw_only=True, tag="welcome"):
     """It may: what is to be done. The texts of the cells and the payload follow as files."""
 
     plan: p.Plan  # with paths of the other machine
-    node: int
 
 
 class Equipped(p.Struct, frozen=True, kw_only=True, tag="equipped"):

@@ -22,6 +22,7 @@ from ice_notebook.errors import NodeError
 from ice_notebook.nodes.token import NONCE_BYTES, PROOF_BYTES, Token
 
 HANDSHAKE_S = 5.0  # for all that comes before the proof
+_RETRY_S = 0.2
 _GREETING = b"ICENODE1"
 _ACCEPTED, _REFUSED = b"+", b"-"
 _READ_BYTES = 1 << 18
@@ -51,6 +52,11 @@ class TlsStream:
     def fileno(self) -> int:
         """Return the socket's descriptor, -1 once closed."""
         return self._socket.fileno()
+
+    @property
+    def local_address(self) -> str:
+        """Return the address of this machine that the connection uses."""
+        return str(self._socket.getsockname()[0])
 
     def peer_fingerprint(self) -> bytes:
         """Return the SHA-256 of the certificate that the other side has shown."""
@@ -224,6 +230,24 @@ def _look_at_first_bytes(sock: socket.socket, deadline: float) -> None:
     raise NodeError.garbage()
 
 
+def listen(address: str, port: int) -> socket.socket:
+    """Return a listening socket on one address; port 0 lets the system choose.
+
+    Raises:
+        OSError: the port is taken, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.strip("[]"), port))
+        sock.listen(2048)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 # ---- the joining side --------------------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +298,3 @@ def _reach(host: str, port: int, timeout_s: float) -> socket.socket:
                 raise NodeError.unreachable(f"{host}:{port}", timeout_s, error) from error
             with contextlib.suppress(InterruptedError):
                 time.sleep(_RETRY_S)  # nothing announces that a machine elsewhere begins to listen
-
-
-_RETRY_S = 0.2
