@@ -64,6 +64,7 @@ def interface_of(address: str) -> str | None:
     if address.startswith("127.") or address == "::1":
         return LOOPBACK  # which has all of 127.0.0.0/8, and lists one
     import socket  # noqa: PLC0415
+
     import psutil  # noqa: PLC0415 - for several nodes only
 
     try:

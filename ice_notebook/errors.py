@@ -466,7 +466,9 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def other_run(cls, where: str) -> NodeError:
-        return cls(f"The run at {where} is not the one that the token is of. Each run has a token of its own: copy its command again.")
+        return cls(
+            f"The run at {where} is not the one that the token is of. Each run has a token of its own: copy its command again."
+        )
 
     @classmethod
     def token_refused(cls, where: str) -> NodeError:

@@ -281,7 +281,9 @@ class LaunchOptions:
         grammar=Choice(
             "static",
             "c10d",
-            refused=dict.fromkeys(("etcd", "etcd-v2"), "nodes join by the run's own port and token, and need no other service; leave it out."),
+            refused=dict.fromkeys(
+                ("etcd", "etcd-v2"), "nodes join by the run's own port and token, and need no other service; leave it out."
+            ),
         ),
         group=MEETING,
         example="c10d",
@@ -316,7 +318,12 @@ class LaunchOptions:
         example="true",
     )
     node_rank: int = option(
-        0, "Number of this node.", grammar=Integer(0), group=MEETING, note="The machine of the notebook is node 0; the others get their numbers as they join.", example="0"
+        0,
+        "Number of this node.",
+        grammar=Integer(0),
+        group=MEETING,
+        note="The machine of the notebook is node 0; the others get their numbers as they join.",
+        example="0",
     )
     master_addr: str = option(
         "127.0.0.1",

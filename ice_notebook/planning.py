@@ -113,9 +113,7 @@ def make_plan(
         folder=str(folder.path),
         payload=str(folder.payload_file),
         sources=str(folder.sources_file),
-        ranks=rank_plans(
-            devices, lambda rank: (streams_of_rank(options.redirects, rank), streams_of_rank(options.tee, rank))
-        ),
+        ranks=rank_plans(devices, lambda rank: (streams_of_rank(options.redirects, rank), streams_of_rank(options.tee, rank))),
         devices=devices.text,
         devices_by=devices_by,
         device_type=devices.device_type,

@@ -14,7 +14,6 @@ from typing import Any
 
 from ice_notebook import protocol as p
 
-
 REFUSED_KEPT = 5
 
 
@@ -195,7 +194,12 @@ def _rank_running(state: RunState, event: p.RankRunning) -> RunState:
     state = state._with_attempt(event.attempt, running)
     attempt = state.attempt
     is_complete = attempt is not None and len(attempt.ranks) >= attempt.world_size
-    if state.phase is Phase.STARTING and attempt and is_complete and all(r.phase is not RankPhase.STARTING for r in attempt.ranks.values()):
+    if (
+        state.phase is Phase.STARTING
+        and attempt
+        and is_complete
+        and all(r.phase is not RankPhase.STARTING for r in attempt.ranks.values())
+    ):
         return replace(state, phase=Phase.RUNNING)
     return state
 

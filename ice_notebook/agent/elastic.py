@@ -45,7 +45,9 @@ class IceAgent(LocalElasticAgent):
     def __init__(self, plan: p.Plan, folder: RunFolder, io: AgentIO, meeting: Meeting | None = None) -> None:
         api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
         place = plan.rdzv_id, plan.master_addr, plan.master_port
-        rendezvous = FreshStoreRendezvous(*place) if meeting is None else NodesRendezvous(*place, meeting, lambda: io.stop is not None)
+        rendezvous = (
+            FreshStoreRendezvous(*place) if meeting is None else NodesRendezvous(*place, meeting, lambda: io.stop is not None)
+        )
         spec = WorkerSpec(
             role=plan.role,
             local_world_size=plan.world_size,
@@ -181,7 +183,8 @@ class RankContext:
             while not self._failed():
                 self._raise_if_stopped()
                 if self._meeting is not None and self._meeting.is_over(self._attempt):
-                    return self._leave_round()
+                    self._leave_round()
+                    return None
                 if all(done.has_exited for done in self._ranks) and self._is_finished_everywhere():
                     return RunProcsResult(return_values={rank.local_rank: None for rank in self._ranks}, failures={})
                 left_s = poll_until - time.monotonic()
@@ -193,7 +196,8 @@ class RankContext:
             failed = self._failed()
         root = root_cause(failed)
         if self._meeting is not None:
-            return self._settle_with_others(self._meeting, root)
+            self._settle_with_others(self._meeting, root)
+            return None
         is_restarting = self._restarts_left > 0 and io.stop is None
         io.record(p.AttemptFailed(at=time.time(), attempt=self._attempt, root=root.rank, restarting=is_restarting))
         if is_restarting:
@@ -227,7 +231,7 @@ class RankContext:
     def _is_finished_everywhere(self) -> bool:
         return self._meeting is None or self._meeting.is_finished(self._attempt)
 
-    def _settle_with_others(self, meeting: Meeting, root: RankProcess) -> RunProcsResult | None:
+    def _settle_with_others(self, meeting: Meeting, root: RankProcess) -> None:
         """Say who failed here, and wait for what the coordinator makes of it."""
         io = self._io
         assert root.failure is not None
@@ -242,7 +246,7 @@ class RankContext:
         with io.condition:
             io.condition.wait_for(lambda: io.stop or meeting.is_over(self._attempt))
             self._raise_if_stopped()
-        return self._leave_round()
+        self._leave_round()
 
     def _leave_round(self) -> None:
         """Another round is to begin. torch is told that nothing has happened: it then asks whether nodes wait, and starts its group anew."""

@@ -255,7 +255,9 @@ class Hub:
                         p.RoundEnded(at=time.time(), attempt=order.number, reason=order.why, restarting=order.restarting)
                     )
                 # With a root cause the report names it.
-                self._tell_all(m.Over(number=order.number, restarting=order.restarting, why="" if order.root is not None else order.why))
+                self._tell_all(
+                    m.Over(number=order.number, restarting=order.restarting, why="" if order.root is not None else order.why)
+                )
 
     def _round(self, begin: c.Begin, node: int, port: int) -> m.Round:
         return m.Round(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import signal
 from collections.abc import Callable
 
@@ -17,6 +17,7 @@ from ice_notebook.nodes import messages as m
 from ice_notebook.nodes.tls import listen
 
 STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will
+
 
 class FreshStoreRendezvous(RendezvousHandler):
     """One node, and a new TCPStore every round.
@@ -117,6 +118,6 @@ class NodesRendezvous(FreshStoreRendezvous):
 
 def _reach_store(address: str, port: int) -> dist.TCPStore:
     try:
-        return dist.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=STORE_WAIT_S))
+        return dist.TCPStore(address, port, is_master=False, timeout=dt.timedelta(seconds=STORE_WAIT_S))
     except dist.DistError as error:
         raise NodeError.store(f"{address}:{port}", STORE_WAIT_S) from error

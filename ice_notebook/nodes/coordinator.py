@@ -166,7 +166,11 @@ class Coordinator:
             return self._begin_if_possible(now)
         if now >= self._gathering_until:
             ready = sum(node.is_ready for node in self.nodes.values())
-            joined = "no other node has joined" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes have joined, {ready} of them ready"
+            joined = (
+                "no other node has joined"
+                if len(self.nodes) == 1
+                else f"{len(self.nodes)} nodes have joined, {ready} of them ready"
+            )
             return self._give_up(f"{joined} within {self._join_timeout_s:g} s, and the run needs {self._least}")
         return []
 
@@ -233,5 +237,3 @@ class Coordinator:
     def _too_few(self) -> str:
         n = len(self.nodes)
         return f"{n} {'node is' if n == 1 else 'nodes are'} left of the {self._least} that the run needs"
-
-

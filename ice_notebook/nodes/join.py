@@ -19,7 +19,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from ice_notebook import agents, devices, environment, machine, planning, processes, store
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess
@@ -27,7 +26,7 @@ from ice_notebook.errors import IceNotebookError, LaunchError, NodeError
 from ice_notebook.frames import Channel, Frame
 from ice_notebook.nodes import messages as m
 from ice_notebook.nodes import tls
-from ice_notebook.nodes.files import FILE, PIECE_BYTES, IncomingFile, send_file
+from ice_notebook.nodes.files import PIECE_BYTES, IncomingFile, send_file
 from ice_notebook.nodes.token import VARIABLE, Token, parse_token
 from ice_notebook.store import RunFolder
 
@@ -98,7 +97,7 @@ def _read_token() -> Token:
 
 
 def _say(text: str) -> None:
-    print(f"ice_notebook: {text}", file=sys.stderr, flush=True)
+    print(f"ice_notebook: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the terminal of a machine that joins
 
 
 # ---- getting ready -----------------------------------------------------------------------------------------------------------------------
@@ -340,5 +339,3 @@ class Node:
             return _EXIT_FAILED
         _say(f"the run {ended.outcome.value}{f': {ended.reason}' if ended.reason else ''}")
         return 0 if ended.outcome is p.Outcome.SUCCEEDED else _EXIT_FAILED
-
-

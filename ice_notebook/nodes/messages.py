@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-import ice_notebook
 from ice_notebook import protocol as p
 from ice_notebook.errors import NodeError
 
@@ -137,8 +136,9 @@ def hello() -> Hello:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = "none"
+    ours = str(getattr(sys.modules["ice_notebook"], "__version__"))  # noqa: B009 - the package is above all its modules
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return Hello(ours=ice_notebook.__version__, torch=torch.partition("+")[0], python=python, host=platform.node() or "a node")
+    return Hello(ours=ours, torch=torch.partition("+")[0], python=python, host=platform.node() or "a node")
 
 
 def check_versions(theirs: Hello, ours: Hello) -> None:

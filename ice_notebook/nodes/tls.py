@@ -8,7 +8,7 @@ it sends has a fixed size, and there is a deadline for all of it.
 from __future__ import annotations
 
 import contextlib
-import datetime
+import datetime as dt
 import errno
 import hashlib
 import os
@@ -162,15 +162,15 @@ def make_identity() -> tuple[str, bytes]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ice_notebook run")])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = dt.datetime.now(dt.timezone.utc)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=_DAYS))
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=_DAYS))
         .sign(key, hashes.SHA256())
     )
     pem = key.private_bytes(
