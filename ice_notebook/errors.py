@@ -432,9 +432,9 @@ class NodeError(IceNotebookError, ConnectionError):
     """Another machine cannot join a run, or this one cannot."""
 
     @classmethod
-    def unreadable_token(cls, text: str) -> NodeError:
+    def unreadable_token(cls, n_characters: int) -> NodeError:
         return cls(
-            f"The token cannot be read: it is one word of 64 characters, and this one has {len(text.strip())}. "
+            f"The token cannot be read: it is one word of 64 letters, digits, - and _, and this one has {n_characters} characters. "
             "Copy the whole command that the run shows, or put its token into ICE_NOTEBOOK_TOKEN."
         )
 
@@ -480,39 +480,39 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def wrong_token(cls) -> NodeError:
-        return cls("it does not have the run's token")
+        return cls("It does not have the run's token.")
 
     @classmethod
     def no_proof(cls, error: BaseException) -> NodeError:
-        return cls(f"it broke off before it had proved the run's token ({error or type(error).__name__})")
+        return cls(f"It broke off before it had proved the run's token: {error or type(error).__name__}.")
 
     @classmethod
     def torchrun(cls) -> NodeError:
-        return cls("it is a torchrun, or another client of torch's TCPStore; other nodes run `python -m ice_notebook join`")
+        return cls("It is a torchrun, or another client of torch's TCPStore. Other nodes run `python -m ice_notebook join`.")
 
     @classmethod
     def garbage(cls) -> NodeError:
-        return cls("what it sent is not the beginning of a TLS connection; other nodes run `python -m ice_notebook join`")
+        return cls("What it sent is not the beginning of a TLS connection. Other nodes run `python -m ice_notebook join`.")
 
     @classmethod
     def crowded(cls) -> NodeError:
-        return cls("too many connections were waiting for their proof")
+        return cls("Too many connections were waiting to prove the run's token.")
 
     @classmethod
     def versions(cls, what: str, theirs: str, ours: str) -> NodeError:
-        return cls(f"it has {what} {theirs} and the run {ours}: install the same version on both machines")
+        return cls(f"It has {what} {theirs}, and the run has {ours}. Install the same version on both machines.")
 
     @classmethod
     def full(cls, most: int) -> NodeError:
-        return cls(f"the run has all the {most} nodes that it may have")
+        return cls(f"The run has all the {most} nodes that it may have.")
 
     @classmethod
     def over(cls) -> NodeError:
-        return cls("the run is ending")
+        return cls("The run is ending.")
 
     @classmethod
     def refused(cls, why: str) -> NodeError:
-        return cls(f"The run refuses this node: {why}.")
+        return cls(f"The run refuses this node: {why}")
 
     @classmethod
     def broken_off(cls, error: BaseException) -> NodeError:
@@ -527,14 +527,16 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def port(cls, address: str, port: int, error: OSError) -> NodeError:
-        place = f"the port {port} on {address}" if port else f"the address {address}"
-        return cls(f"{place} cannot be used: {error.strerror or error}; give one of this machine that is free")
+        return cls(
+            f"Other nodes cannot join at {address}:{port}: {error.strerror or error}. "
+            "Give an address of this machine, and a port of it that nobody uses."
+        )
 
     @classmethod
     def store(cls, where: str, timeout_s: float) -> NodeError:
         return cls(
-            f"the store of the ranks at {where} was not reached within {timeout_s:g} s: let the port through the firewall, "
-            "after naming it with master_port"
+            f"The store of the ranks at {where} was not reached within {timeout_s:g} s. Name its port with master_port, and let that "
+            "through the firewall between the machines."
         )
 
 

@@ -54,7 +54,7 @@ def parse_token(text: str) -> Token:
     try:
         raw = base64.urlsafe_b64decode(text.strip().encode("ascii"))
     except (binascii.Error, ValueError):
-        raise NodeError.unreadable_token(text) from None
+        raise NodeError.unreadable_token(len(text.strip())) from None
     if len(raw) != _SECRET_BYTES + _FINGERPRINT_BYTES:
-        raise NodeError.unreadable_token(text)
+        raise NodeError.unreadable_token(len(text.strip()))
     return Token(raw[:_SECRET_BYTES], raw[_SECRET_BYTES:])

@@ -75,10 +75,10 @@ REFUSED = [
         r"start_method='forkserver' is refused: it comes in a later version; use spawn\.",
     ),
     (
-        "devices=cpu nnodes=2",
+        "devices=cpu nnodes=2 node_rank=1",
         "1",
         "OptionError",
-        r"nnodes='2' is refused: this version launches on one node, this machine; leave it out\.",
+        r"node_rank='1' is refused: the machine of the notebook is node 0\. Launch there, and run the command that the run shows, .*\.",
     ),
     *(
         (
