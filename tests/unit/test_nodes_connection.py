@@ -183,7 +183,7 @@ def test_a_host_that_nobody_knows_and_a_port_where_nobody_listens_are_named() ->
         port = sock.getsockname()[1]
     with pytest.raises(NodeError, match=rf"No run was reached at 127.0.0.1:{port} within 0.1 s: Connection refused"):
         tls.connect("127.0.0.1", port, TOKEN, timeout_s=0.1)
-    with pytest.raises(NodeError, match="The host 'no-such-host.invalid' is not known here"):
+    with pytest.raises(NodeError, match=r"The host 'no-such-host.invalid' is not known here"):
         tls.connect("no-such-host.invalid", port, TOKEN, timeout_s=0.1)
 
 
@@ -195,5 +195,5 @@ def test_a_server_that_is_no_run_is_named() -> None:
             sock.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
-        with pytest.raises(NodeError, match="is no run of ice_notebook. A torchrun there cannot be joined"):
+        with pytest.raises(NodeError, match=r"is no run of ice_notebook. A torchrun there cannot be joined"):
             tls.connect("127.0.0.1", server.getsockname()[1], TOKEN, timeout_s=1)
