@@ -495,10 +495,6 @@ class NodeError(IceNotebookError, ConnectionError):
         return cls("What it sent is not the beginning of a TLS connection. Other nodes run `python -m ice_notebook join`.")
 
     @classmethod
-    def crowded(cls) -> NodeError:
-        return cls("Too many connections were waiting to prove the run's token.")
-
-    @classmethod
     def versions(cls, what: str, theirs: str, ours: str) -> NodeError:
         return cls(f"It has {what} {theirs}, and the run has {ours}. Install the same version on both machines.")
 
@@ -530,6 +526,13 @@ class NodeError(IceNotebookError, ConnectionError):
         return cls(
             f"Other nodes cannot join at {address}:{port}: {error.strerror or error}. "
             "Give an address of this machine, and a port of it that nobody uses."
+        )
+
+    @classmethod
+    def not_met(cls, where: str, n_here: int, n_nodes: int, timeout_s: float) -> NodeError:
+        return cls(
+            f"The nodes did not all meet at {where} within {timeout_s:g} s: {n_here} of {n_nodes} did. Start every node with the same "
+            "nnodes, master_addr and master_port, and a node_rank of its own, and let the port through the firewall."
         )
 
     @classmethod

@@ -391,6 +391,18 @@ class LaunchOptions:
         _refuse_environment(self)
         return self
 
+    def validate_by_hand(self) -> LaunchOptions:
+        """Return these options if they go together for one of several nodes that are each started by hand, as torchrun's are.
+
+        Raises:
+            OptionError: two of them contradict each other, or the nodes could not meet.
+        """
+        _refuse_nodes_that_cannot_meet(self)
+        if not self.has_other_nodes:
+            return self.validate()
+        _refuse_environment(self)
+        return self
+
     @property
     def has_other_nodes(self) -> bool:
         """Return whether other machines may take part."""
@@ -403,6 +415,12 @@ class LaunchOptions:
             host, port = _host_and_port(self.rdzv_endpoint)
             return _numeric(host), port
         return _numeric(self.master_addr), 0
+
+    @property
+    def meeting_port(self) -> int:
+        """Return the port at which nodes that are started by hand meet, 0 when none is named."""
+        port = _host_and_port(self.rdzv_endpoint)[1]
+        return port or self.master_port or 0 if self.rdzv_backend == "static" else port
 
     @property
     def last_call_s(self) -> float:
@@ -543,6 +561,27 @@ def _refuse_for_several_nodes(options: LaunchOptions) -> None:
             raise OptionError.refused(name, found, _NODE_0)
     for name in ("last_call_timeout", "join_timeout", "timeout"):
         _seconds_of(options.rdzv_configs, name)
+
+
+def _refuse_nodes_that_cannot_meet(options: LaunchOptions) -> None:
+    """Refuse what is not said of a node that looks for the others itself: where, and which one it is."""
+    if not options.has_other_nodes or options.standalone:
+        return
+    written = Nodes().format(options.nnodes)
+    if options.rdzv_backend == "static":
+        if options.nnodes[0] != options.nnodes[1]:
+            raise OptionError.refused(
+                "nnodes", written, "a range needs rdzv_backend=c10d; with static the number of nodes is fixed."
+            )
+        if options.node_rank >= options.nnodes[1]:
+            last = options.nnodes[1] - 1
+            raise OptionError.refused(
+                "node_rank", str(options.node_rank), f"nodes are numbered from 0 to {last} with nnodes={written}."
+            )
+        if not options.meeting_port:
+            raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give master_addr and master_port.")
+    elif not options.rdzv_endpoint or not options.meeting_port:
+        raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give rdzv_endpoint=HOST:PORT.")
 
 
 def _seconds_of(configs: Mapping[str, str], name: str) -> float | None:

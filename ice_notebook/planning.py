@@ -67,6 +67,24 @@ def make_nodes_plan(options: LaunchOptions) -> p.NodesPlan:
     )
 
 
+def make_group_plan(options: LaunchOptions) -> p.GroupPlan:
+    """Return what is settled about one of several nodes that are each started by hand. The options are those of `validate_by_hand`."""
+    own = {"last_call_timeout", "join_timeout", "timeout", "rank"}
+    return p.GroupPlan(
+        least=options.nnodes[0],
+        most=options.nnodes[1],
+        node_rank=options.node_rank,
+        backend=options.rdzv_backend,
+        address=options.node_meeting_place[0],
+        port=options.meeting_port,
+        join_timeout=options.join_timeout_s,
+        configs={
+            "last_call_timeout": f"{max(1, round(options.last_call_s))}",
+            **{name: value for name, value in options.rdzv_configs.items() if name not in own},
+        },
+    )
+
+
 def rank_plans(devices: ResolvedDevices, streams: Callable[[int], tuple[int, int]]) -> tuple[p.RankPlan, ...]:
     """Return what is settled about each local rank. `streams` gives what is redirected and teed of one."""
     return tuple(

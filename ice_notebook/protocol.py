@@ -58,6 +58,20 @@ class NodesPlan(Struct, frozen=True, kw_only=True):
     is_first: bool = True  # this is the machine that has started the run
 
 
+class GroupPlan(Struct, frozen=True, kw_only=True):
+    """What is settled about nodes that are each started by hand, as torchrun's are: they meet at an address, and nothing of ours travels."""
+
+    least: int
+    most: int
+    node_rank: int = 0  # with static
+    backend: str = "static"  # static | c10d
+    address: str
+    port: int
+    local_address: str = ""  # c10d: at which the others reach this node, if it becomes the first
+    join_timeout: float
+    configs: dict[str, str] = {}  # c10d: torch's settings
+
+
 class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     """All that an agent needs to do a run: written to `plan.json` and sent to the agent. Times are in seconds."""
 
@@ -83,7 +97,8 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     rdzv_backend: str = "static"
     master_addr: str = "127.0.0.1"
     master_port: int = 0
-    nodes: NodesPlan | None = None  # None: this machine alone
+    nodes: NodesPlan | None = None  # machines that join; None: this one alone, or
+    group: GroupPlan | None = None  # nodes that are each started by hand
     grace: float = 5.0
     timeout: float | None = None
     marker: str  # every process of the run carries it in its environment; the sweep finds them by it

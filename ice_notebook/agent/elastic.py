@@ -22,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from ice_notebook import context, processes
 from ice_notebook import protocol as p
+from ice_notebook.agent import by_hand
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.ranks import RankProcess, Stage
@@ -45,9 +46,11 @@ class IceAgent(LocalElasticAgent):
     def __init__(self, plan: p.Plan, folder: RunFolder, io: AgentIO, meeting: Meeting | None = None) -> None:
         api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
         place = plan.rdzv_id, plan.master_addr, plan.master_port
-        rendezvous = (
-            FreshStoreRendezvous(*place) if meeting is None else NodesRendezvous(*place, meeting, lambda: io.stop is not None)
-        )
+        rendezvous = FreshStoreRendezvous(*place)
+        if meeting is not None:
+            rendezvous = NodesRendezvous(*place, meeting, lambda: io.stop is not None)
+        elif plan.group is not None:
+            rendezvous = by_hand.rendezvous_by_hand(plan, plan.group, lambda: io.stop is not None)
         spec = WorkerSpec(
             role=plan.role,
             local_world_size=plan.world_size,
@@ -71,10 +74,17 @@ class IceAgent(LocalElasticAgent):
                 super()._rendezvous(worker_group)
             except dist.DistError:
                 # A node was lost while torch's agents told each other of their ranks. The round is over, or is about to be.
-                if self.meeting is None or not self.meeting.wait_over(self._round.number, LOST_WAIT_S):
+                if self.meeting is None or not self.meeting.wait_over(
+                    self._round.number, lambda: self._io.stop is not None, LOST_WAIT_S
+                ):
                     raise
             else:
                 return
+
+    def _exit_barrier(self) -> None:
+        # The coordinator has said that all nodes are done; torch would wait half a minute for one that has left since.
+        if self.meeting is None:
+            super()._exit_barrier()
 
     @property
     def _round(self) -> m.Round:

@@ -102,7 +102,8 @@ class Hub:
             for sock in self._waiting:
                 sock.close()
             peers = list(self._peers)
-            self._tell_stop("the run has ended")
+            if not self._coordinator.is_over:  # else they know, and end by themselves, in their own words
+                self._tell_stop("the run has ended")
             condition.notify_all()
             condition.wait_for(lambda: self._io.is_urgent or not self._peers, self._plan.grace + LEAVE_WAIT_S)
             if self._io.is_urgent:
@@ -325,6 +326,7 @@ class Hub:
             if isinstance(event, p.AttemptBegun):
                 for rank in event.ranks:
                     self._folder.make_rank_dir(event.attempt, rank.rank)
+                event = p.replace(event, ranks=tuple(p.replace(rank, node=peer.id) for rank in event.ranks))
             self._io.record(p.replace(event, at=now))
         elif isinstance(event, p.RankFailed):
             self._io.record(p.replace(event, at=now, failure=p.replace(event.failure, at=now)))

@@ -65,10 +65,10 @@ class Meeting:
             self._raise_if_run_is_over()
             return number in self._over
 
-    def wait_over(self, number: int, timeout_s: float) -> bool:
-        """Wait until a round is over before its end, and return whether it is. Raises as `is_over` does."""
+    def wait_over(self, number: int, is_stopped: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until a round is over before its end, or the run is being stopped, and return whether it is. Raises as `is_over` does."""
         with self._condition:
-            return self._condition.wait_for(lambda: self.is_over(number), timeout_s)
+            return self._condition.wait_for(lambda: is_stopped() or self.is_over(number), timeout_s)
 
     def is_finished(self, number: int) -> bool:
         """Say that the ranks of this node are done with a round, and return whether those of all nodes are."""

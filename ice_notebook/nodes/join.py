@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     asked = _parse(argv)
     try:
         planning.check_platform()
+        store.clean_up()
         host, port = _read_address(asked.address)
         token = _read_token()
         found = None if asked.devices is None else devices.parse_devices(asked.devices)
@@ -224,7 +225,9 @@ class Node:
         sender = threading.Thread(target=self._send_files, name="ice-files", daemon=True)
         sender.start()
         threading.Thread(target=self._hear_first, name="ice-first", daemon=True).start()
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        # A handler must not raise: half a frame would be on its way. A thread does what is to be done.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: threading.Thread(target=self._leave, daemon=True).start())
         try:
             self._follow_agent()
         finally:
@@ -237,13 +240,9 @@ class Node:
 
     def _follow_agent(self) -> None:
         """Pass on what the agent says until it has nothing more to say."""
-        while True:
-            try:
+        with contextlib.suppress(EOFError):
+            while True:
                 self._pass_on(self._agent.channel.receive())
-            except EOFError:
-                return
-            except KeyboardInterrupt:
-                self._leave()
 
     def _pass_on(self, frame: Frame) -> None:
         if frame.kind == "output":
