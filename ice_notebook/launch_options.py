@@ -490,6 +490,7 @@ _RANK_VARIABLES = frozenset(
     | {"MASTER_ADDR", "MASTER_PORT"}
 )
 _ONE_NODE = "there is one node, this machine, unless nnodes says otherwise; leave it out, or give nnodes."
+_ALONE = "the first says that this node is alone; leave one out."
 _NODE_0 = (
     "the machine of the notebook is node 0. Launch there, and run the command that the run shows, `python -m ice_notebook join …`, on the "
     "others."
@@ -552,9 +553,7 @@ def _refuse_other_nodes(options: LaunchOptions) -> None:
 
 def _refuse_for_several_nodes(options: LaunchOptions) -> None:
     if options.standalone:
-        raise OptionError.conflict(
-            "standalone", f"nnodes={Nodes().format(options.nnodes)}", "the first says that this node is alone; leave one out."
-        )
+        raise OptionError.conflict("standalone", f"nnodes={Nodes().format(options.nnodes)}", _ALONE)
     for name, number in (("node_rank", str(options.node_rank)), ("rdzv_configs", options.rdzv_configs.get("rank", "0"))):
         if number != "0":
             found = number if name == "node_rank" else f"rank={number}"
@@ -565,9 +564,11 @@ def _refuse_for_several_nodes(options: LaunchOptions) -> None:
 
 def _refuse_nodes_that_cannot_meet(options: LaunchOptions) -> None:
     """Refuse what is not said of a node that looks for the others itself: where, and which one it is."""
-    if not options.has_other_nodes or options.standalone:
+    if not options.has_other_nodes:
         return
     written = Nodes().format(options.nnodes)
+    if options.standalone:
+        raise OptionError.conflict("standalone", f"nnodes={written}", _ALONE)
     if options.rdzv_backend == "static":
         if options.nnodes[0] != options.nnodes[1]:
             raise OptionError.refused(

@@ -327,7 +327,10 @@ def _node_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
         advice = reach_sentence(state)
         yield "join", f"run: other nodes join with: {command}" + (f" ({advice})" if advice else "")
     for node in list(state.nodes.values())[1:]:
-        yield ("joined", node.node), f"node {node.node} ({node.name}) joined: {node.n_ranks} ranks on {node.devices}"
+        yield (
+            ("joined", node.node),
+            f"node {node.node} ({node.name}) joined: {node.n_ranks} rank{'s' * (node.n_ranks != 1)} on {node.devices}",
+        )
         if node.left:
             yield ("left", node.node), f"node {node.node} ({node.name}) {node.left}"
     for refused in state.refused:
