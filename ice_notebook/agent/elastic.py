@@ -94,6 +94,8 @@ class IceAgent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self.meeting is not None:
             # Rounds and restarts are those of all nodes, also for one that has just come.
+            assert isinstance(self._rendezvous_handler, NodesRendezvous)
+            self._rendezvous_handler.is_assigning = False
             self._attempt = self._round.number - 1
             self._remaining_restarts = self._plan.max_restarts - self._round.restarts
 

@@ -98,6 +98,8 @@ class Hub:
         condition = self._io.condition
         with condition:
             self._is_closing = True
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # a close alone would not reach who accepts
             self._listener.close()
             for sock in self._waiting:
                 sock.close()
@@ -283,8 +285,10 @@ class Hub:
             peer.tell(message)
 
     def _tell_stop(self, reason: str) -> None:
+        stop = self._io.stop
+        is_urgent = self._io.is_urgent or (stop is not None and not stop.ask)
         for peer in self._peers:
-            peer.outbox.post("stop", reason=reason, urgent=self._io.is_urgent)
+            peer.outbox.post("stop", reason=reason, urgent=is_urgent)
 
     def _keep_time(self) -> None:
         """Have the coordinator look at the clock when it wants to, and pass on that the run is being stopped."""

@@ -23,6 +23,7 @@ class Meeting:
     def __init__(self, condition: threading.Condition, tell: Callable[[Any], None]) -> None:
         self._condition = condition
         self.tell = tell  # a message to the coordinator
+        self.on_over: Callable[[int], None] = lambda _: None  # called with the number of a round, by whoever hears of it
         self._round: m.Round | None = None
         self._over: dict[int, m.Over] = {}
         self._finished = -1
@@ -36,6 +37,7 @@ class Meeting:
                 self._round = message
             elif isinstance(message, m.Over):
                 self._over[message.number] = message
+                self.on_over(message.number)
             elif isinstance(message, m.Finish):
                 self._finished = message.number
             self._condition.notify_all()

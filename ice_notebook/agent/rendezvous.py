@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import signal
+import time
 from collections.abc import Callable
 
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from ice_notebook.nodes import messages as m
 from ice_notebook.nodes.tls import listen
 
 STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will
+LOOK_S = 2.0  # one try of it: the round may be over before
 
 
 class FreshStoreRendezvous(RendezvousHandler):
@@ -90,34 +92,52 @@ class NodesRendezvous(FreshStoreRendezvous):
         self._meeting = meeting
         self._is_stopped = is_stopped
         self.round = m.Round(number=-1, group_rank=0, group_world_size=0, restarts=0, address=address)
+        self.is_assigning = False  # torch's agents tell each other of their ranks, in the store
+        meeting.on_over = self._release
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Wait until the coordinator begins a round.
+        """Wait until the coordinator begins a round, and meet the other agents in it.
 
         Raises:
             SignalException: the run is being stopped.
             RunOverError: there will be no further round.
             NodeError: the round's store cannot be reached.
         """
-        self._store = None
-        found = self._meeting.next_round(self.round.number, self._is_stopped)
-        if found is None:
-            raise SignalException("the run is being stopped", signal.SIGTERM)
-        self.round = found
-        address, port = found.address, found.port
-        if found.group_rank == 0:
-            port = self._make_store()
-            self._meeting.tell(m.StoreMade(number=found.number, port=port))
-        store = dist.PrefixStore("ice_notebook/agent", _reach_store(address, port))
-        return RendezvousInfo(store, found.group_rank, found.group_world_size, RendezvousStoreInfo(address, port))
+        while True:
+            self._store = None
+            self.is_assigning = True
+            found = self._meeting.next_round(self.round.number, self._is_stopped)
+            if found is None:
+                raise SignalException("the run is being stopped", signal.SIGTERM)
+            self.round = found
+            address, port = found.address, found.port
+            if found.group_rank == 0:
+                port = self._make_store()
+                self._meeting.tell(m.StoreMade(number=found.number, port=port))
+            client = self._reach_store(address, port)
+            if client is not None:
+                store = dist.PrefixStore("ice_notebook/agent", client)
+                return RendezvousInfo(store, found.group_rank, found.group_world_size, RendezvousStoreInfo(address, port))
 
     def num_nodes_waiting(self) -> int:
         """Return whether another round is to begin: torch then ends its workers and comes to `next_rendezvous`."""
         return int(self._meeting.is_over(self.round.number))
 
+    def _release(self, number: int) -> None:
+        """A round is over. Agents that still wait in its store for a lost one are woken by the end of that store."""
+        if self.is_assigning and number == self.round.number:
+            self._store = None
 
-def _reach_store(address: str, port: int) -> dist.TCPStore:
-    try:
-        return dist.TCPStore(address, port, is_master=False, timeout=dt.timedelta(seconds=STORE_WAIT_S))
-    except dist.DistError as error:
-        raise NodeError.store(f"{address}:{port}", STORE_WAIT_S) from error
+    def _reach_store(self, address: str, port: int) -> dist.TCPStore | None:
+        """Return a client of the round's store, None when the round is over meanwhile."""
+        deadline = time.monotonic() + STORE_WAIT_S
+        while not self._meeting.is_over(self.round.number):
+            try:
+                client = dist.TCPStore(address, port, is_master=False, timeout=dt.timedelta(seconds=LOOK_S))
+            except dist.DistError as error:
+                if time.monotonic() > deadline:
+                    raise NodeError.store(f"{address}:{port}", STORE_WAIT_S) from error
+                continue
+            client.set_timeout(dt.timedelta(seconds=STORE_WAIT_S))
+            return client
+        return None
