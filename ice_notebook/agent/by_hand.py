@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,13 +112,15 @@ class DynamicRendezvous(FreshStoreRendezvous):
     def __init__(self, plan: p.Plan, group: p.GroupPlan, is_stopped: Callable[[], bool]) -> None:
         super().__init__(plan.rdzv_id, "", plan.master_port)
         self._is_stopped = is_stopped
+        # Else torch shares the store of its own rendezvous with the ranks, over all rounds.
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         parameters = RendezvousParameters(
             backend="c10d",
             endpoint=f"{group.address}:{group.port}",
             run_id=plan.rdzv_id,
             min_nodes=group.least,
             max_nodes=group.most,
-            local_addr=group.local_address or None,
+            local_addr=group.local_address or _own_address(group.address, group.port),
             **{"join_timeout": str(int(group.join_timeout)), **group.configs},
         )
         self._inner: RendezvousHandler = registry.get_rendezvous_handler(parameters)
@@ -160,6 +164,17 @@ class DynamicRendezvous(FreshStoreRendezvous):
 def rendezvous_by_hand(plan: p.Plan, group: p.GroupPlan, is_stopped: Callable[[], bool]) -> FreshStoreRendezvous:
     """Return how an agent that was started by hand meets the others."""
     return (StaticRendezvous if group.backend == "static" else DynamicRendezvous)(plan, group, is_stopped)
+
+
+def _own_address(host: str, port: int) -> str | None:
+    """Return the address at which the machine of the endpoint would see this one. A host name of one's own often means the loopback."""
+    try:
+        family, kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as sock:
+            sock.connect(place)  # sends nothing
+            return str(sock.getsockname()[0])
+    except OSError:
+        return None  # torch takes the host name, and says what is wrong with the endpoint
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class Hub:
         self.meeting = Meeting(io.condition, lambda message: self._take_from(0, message))
         self._peers: list[Peer] = []
         self._waiting: list[socket.socket] = []
-        self._refusals = 0
+        self._refusals: set[tuple[str, str]] = set()
         self._is_closing = False
         self._begin = c.Begin(-1, (), 0)
         self._coordinator = c.Coordinator(
@@ -201,8 +201,9 @@ class Hub:
 
     def _refuse(self, address: str, reason: str) -> None:
         with self._io.condition:
-            self._refusals += 1
-            if self._refusals <= REFUSALS_RECORDED and not self._is_closing:
+            refusal = address, reason
+            if refusal not in self._refusals and len(self._refusals) < REFUSALS_RECORDED and not self._is_closing:
+                self._refusals.add(refusal)  # a torchrun tries again and again
                 self._io.record(p.NodeRefused(at=time.time(), address=address, reason=reason))
 
     def _lose(self, peer: Peer, why: str) -> None:
