@@ -26,10 +26,37 @@ from ice_notebook.agent.rendezvous import STORE_WAIT_S, FreshStoreRendezvous
 from ice_notebook.errors import NodeError
 
 LOOK_S = 0.2  # how long one look at a store may take: the run can be stopped between two
-_ROUND, _HERE, _AGAIN = "ice_notebook/round", "ice_notebook/here", "ice_notebook/again"
+LEAVE_WAIT_S = 300.0  # torchrun's: ranks of other nodes may still need the store
+_ROUND, _HERE, _AGAIN, _DONE = (f"ice_notebook/{word}" for word in ("round", "here", "again", "done"))
 
 
-class StaticRendezvous(FreshStoreRendezvous):
+class _ByHand(FreshStoreRendezvous):
+    """What both kinds have in common: nodes leave a round together, by a count in its store."""
+
+    _client: dist.TCPStore | None = None
+    _n_nodes = 0
+    _has_left = False
+    _is_stopped: Callable[[], bool]
+
+    def leave_together(self) -> None:
+        """Say that this node is done, and wait until all are."""
+        deadline = time.monotonic() + LEAVE_WAIT_S
+        self.leave()
+        with contextlib.suppress(dist.DistError):  # the store is gone with its node: there is nothing to wait for
+            while self._client is not None and self._client.add(_DONE, 0) < self._n_nodes:
+                if self._is_stopped() or time.monotonic() >= deadline:
+                    return
+                time.sleep(LOOK_S / 4)
+
+    def leave(self) -> None:
+        """Say that this node will not take part any more, so that none that is done waits for it."""
+        if self._client is not None and not self._has_left:
+            self._has_left = True
+            with contextlib.suppress(dist.DistError):
+                self._client.add(_DONE, 1)
+
+
+class StaticRendezvous(_ByHand):
     """Nodes with a number each. Node 0 has the store, on the one port that all know, and makes it anew for every round.
 
     A node that comes back with failed ranks says so in the store that it leaves, and the others come as well: with torch's own they would
@@ -41,7 +68,7 @@ class StaticRendezvous(FreshStoreRendezvous):
         self._group = group
         self._is_stopped = is_stopped
         self._last = b""  # the round that this node has left
-        self._client: dist.TCPStore | None = None
+        self._n_nodes = group.most
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Meet the other nodes at a new store.
@@ -106,7 +133,7 @@ class StaticRendezvous(FreshStoreRendezvous):
             raise NodeError.not_met(where, here, self._group.most, self._group.join_timeout)
 
 
-class DynamicRendezvous(FreshStoreRendezvous):
+class DynamicRendezvous(_ByHand):
     """torch's c10d rendezvous says who is in a round; the first of them makes the round's store, and publishes where it is."""
 
     def __init__(self, plan: p.Plan, group: p.GroupPlan, is_stopped: Callable[[], bool]) -> None:
@@ -140,6 +167,7 @@ class DynamicRendezvous(FreshStoreRendezvous):
         port = int(info.store.get(_ROUND))
         address = info.bootstrap_store_info.master_addr
         client = dist.TCPStore(address, port, is_master=False, timeout=dt.timedelta(seconds=STORE_WAIT_S))
+        self._client, self._n_nodes = client, info.world_size
         store = dist.PrefixStore("ice_notebook/agent", client)
         return RendezvousInfo(store, info.rank, info.world_size, RendezvousStoreInfo(address, port))
 

@@ -22,7 +22,6 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from ice_notebook import context, processes
 from ice_notebook import protocol as p
-from ice_notebook.agent import by_hand
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.ranks import RankProcess, Stage
@@ -50,6 +49,8 @@ class IceAgent(LocalElasticAgent):
         if meeting is not None:
             rendezvous = NodesRendezvous(*place, meeting, lambda: io.stop is not None)
         elif plan.group is not None:
+            from ice_notebook.agent import by_hand  # noqa: PLC0415 - for several nodes only
+
             rendezvous = by_hand.rendezvous_by_hand(plan, plan.group, lambda: io.stop is not None)
         spec = WorkerSpec(
             role=plan.role,
@@ -65,7 +66,7 @@ class IceAgent(LocalElasticAgent):
         self._io = io
         self._attempt = -1
         self.meeting = meeting
-        self._rendezvous_handler = rendezvous
+        self.rendezvous_handler = rendezvous
         self.swept = 0
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
@@ -82,20 +83,22 @@ class IceAgent(LocalElasticAgent):
                 return
 
     def _exit_barrier(self) -> None:
-        # The coordinator has said that all nodes are done; torch would wait half a minute for one that has left since.
-        if self.meeting is None:
+        # torch would wait half a minute for a node that is not done, or has left since, and would hear of no stop.
+        if self._plan.group is not None:
+            self.rendezvous_handler.leave_together()
+        elif self.meeting is None:
             super()._exit_barrier()
 
     @property
     def _round(self) -> m.Round:
-        assert isinstance(self._rendezvous_handler, NodesRendezvous)
-        return self._rendezvous_handler.round
+        assert isinstance(self.rendezvous_handler, NodesRendezvous)
+        return self.rendezvous_handler.round
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         if self.meeting is not None:
             # Rounds and restarts are those of all nodes, also for one that has just come.
-            assert isinstance(self._rendezvous_handler, NodesRendezvous)
-            self._rendezvous_handler.is_assigning = False
+            assert isinstance(self.rendezvous_handler, NodesRendezvous)
+            self.rendezvous_handler.is_assigning = False
             self._attempt = self._round.number - 1
             self._remaining_restarts = self._plan.max_restarts - self._round.restarts
 
@@ -401,6 +404,8 @@ def run_elastic(plan: p.Plan, folder: RunFolder, io: AgentIO, meeting: Meeting |
         outcome, reason = p.Outcome.FAILED if io.stop.reason == TIMEOUT else p.Outcome.STOPPED, io.stop.reason
     except RunOverError as error:
         outcome, reason = p.Outcome.FAILED, str(error)
+    finally:
+        agent.rendezvous_handler.leave()
     return outcome, reason, agent.swept
 
 

@@ -25,6 +25,7 @@ from ice_notebook.nodes import coordinator as c
 from ice_notebook.nodes import messages as m
 from ice_notebook.nodes import tls
 from ice_notebook.nodes.files import FILE, IncomingFile, send_file
+from ice_notebook.nodes.listening import listen
 from ice_notebook.nodes.token import parse_token
 from ice_notebook.store import RunFolder
 
@@ -65,7 +66,7 @@ class Hub:
         self._context = tls.server_context(plan.nodes.identity)
         self._token = parse_token(plan.nodes.token)
         try:
-            self._listener = tls.listen(plan.nodes.address, plan.nodes.port)
+            self._listener = listen(plan.nodes.address, plan.nodes.port)
         except OSError as error:
             raise NodeError.port(plan.nodes.address, plan.nodes.port, error) from error
         self.meeting = Meeting(io.condition, lambda message: self._take_from(0, message))

@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from ice_notebook.agent.meeting import Meeting
 from ice_notebook.errors import NodeError
 from ice_notebook.nodes import messages as m
-from ice_notebook.nodes.tls import listen
+from ice_notebook.nodes.listening import listen
 
 STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will
 LOOK_S = 2.0  # one try of it: the round may be over before
@@ -77,6 +77,12 @@ class FreshStoreRendezvous(RendezvousHandler):
     def get_run_id(self) -> str:
         """Return what ranks see as TORCHELASTIC_RUN_ID."""
         return self._run_id
+
+    def leave_together(self) -> None:
+        """Wait until all nodes are done, as far as this is not known already."""
+
+    def leave(self) -> None:
+        """Say that this node will not take part any more, as far as anybody must be told."""
 
     def shutdown(self) -> bool:
         """Close the store."""

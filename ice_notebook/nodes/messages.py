@@ -6,8 +6,6 @@ and the process that has joined, which passes them on.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import sys
 from typing import Any
 
@@ -132,6 +130,9 @@ def decode(body: bytes) -> Any:
 
 def hello() -> Hello:
     """Return what this machine says of itself, without importing torch."""
+    import importlib.metadata  # noqa: PLC0415 - runs of one machine need none of it
+    import platform  # noqa: PLC0415
+
     try:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:

@@ -230,24 +230,6 @@ def _look_at_first_bytes(sock: socket.socket, deadline: float) -> None:
     raise NodeError.garbage()
 
 
-def listen(address: str, port: int) -> socket.socket:
-    """Return a listening socket on one address; port 0 lets the system choose.
-
-    Raises:
-        OSError: the port is taken, or the address is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address.strip("[]"), port))
-        sock.listen(2048)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
 # ---- the joining side --------------------------------------------------------------------------------------------------------------------
 
 

@@ -119,3 +119,16 @@ def test_a_node_that_waits_for_another_stops_at_once(node, port, backend):
     run.stop()
     assert run.wait(20)
     assert run.phase == "stopped"
+
+
+def test_a_node_that_is_done_does_not_wait_for_one_that_has_failed(node, port):
+    def work():
+        import os
+
+        if os.environ["RANK"] == "1":
+            raise ValueError("bad loss")
+
+    runs = [node(work, nnodes=2, master_port=port, node_rank=rank, dist_init="no") for rank in (0, 1)]
+    for run in runs:
+        assert run.wait(HANG_S)  # torch would wait for five minutes
+    assert [run.phase for run in runs] == ["succeeded", "failed"]

@@ -13,6 +13,7 @@ import pytest
 from ice_notebook.errors import NodeError
 from ice_notebook.frames import Channel
 from ice_notebook.nodes import tls
+from ice_notebook.nodes.listening import listen
 from ice_notebook.nodes.token import NONCE_BYTES, Token, parse_token
 
 IDENTITY, FINGERPRINT = tls.make_identity()
@@ -23,7 +24,7 @@ class Listening:
     """The run's side: what became of each connection, in order."""
 
     def __init__(self) -> None:
-        self.socket = tls.listen("127.0.0.1", 0)
+        self.socket = listen("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
         self.thread: threading.Thread | None = None
         self.outcome: Any = None
