@@ -89,8 +89,8 @@ class Hub:
         """Say where others can join, and let them."""
         host, port = self._listener.getsockname()[:2]
         plan = self._plan
-        self._io.record(p.NodesAwaited(at=time.time(), address=host, port=port))
         self._io.record(p.NodeJoined(at=time.time(), node=0, name="this machine", n_ranks=plan.world_size, devices=plan.devices))
+        self._io.record(p.NodesAwaited(at=time.time(), address=host, port=port))
         for target, name in ((self._accept, "ice-accept"), (self._keep_time, "ice-nodes")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
