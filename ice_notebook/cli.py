@@ -32,6 +32,7 @@ from a notebook (%load_ext ice_notebook, then %%elastic_launch).
     ice_notebook launch --nproc-per-node 2 train.py --lr 0.1
 
     ice_notebook launch --help     every option, and the exit status
+    ice_notebook join HOST:PORT    take part in a run that a notebook on another machine has started
     ice_notebook --version         the version"""
 
 
@@ -43,8 +44,12 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     if words[0] == "--version":
         _leave(f"ice_notebook {__version__}", OK)
     try:
+        if words[0] == "join":
+            from ice_notebook.nodes import join  # noqa: PLC0415 - cryptography is imported for runs on several machines only
+
+            sys.exit(join.main(words[1:]))
         if words[0] != "launch":
-            raise OptionError.no_command(words[0], ["launch"])
+            raise OptionError.no_command(words[0], ["launch", "join"])
         if words[1:2] and words[1] in _HELP_WORDS[:2]:
             _leave(help_text(Surface.CLI), OK)
         sys.exit(launch(words[1:]))
@@ -60,7 +65,7 @@ def launch(words: Sequence[str]) -> int:
         IceNotebookError: it cannot be launched as asked.
     """
     values, rest = read_command(words, TABLE)
-    launcher = ElasticLauncher.of(LaunchOptions.of(values, Surface.CLI))
+    launcher = ElasticLauncher.of(LaunchOptions.of(values, Surface.CLI), is_for_script=True)
     task = read_script(launcher.options, rest)
     runs: list[Run] = []
     with _signals_stop() as arrived:

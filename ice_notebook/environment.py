@@ -21,11 +21,16 @@ _KERNELS_OWN: dict[str, str | None] = {
 _KERNELS_PREFIX = "PYDEVD_"
 _NOTEBOOK_BACKENDS = ("module://matplotlib_inline", "module://ipykernel")
 _TERMINAL = "xterm-256color"  # what a rank's pseudo-terminal understands
-_LOOPBACK = "lo"
+LOOPBACK = "lo"
 
 
 def rank_environment(
-    environment: Mapping[str, str], *, n_ranks: int, omp_num_threads: int | None, extra: Mapping[str, str]
+    environment: Mapping[str, str],
+    *,
+    n_ranks: int,
+    omp_num_threads: int | None,
+    extra: Mapping[str, str],
+    interface: str | None = LOOPBACK,
 ) -> dict[str, str]:
     """Return the environment of the ranks.
 
@@ -34,6 +39,8 @@ def rank_environment(
         n_ranks: how many ranks share this machine.
         omp_num_threads: what the user asked for; with None several ranks get 1, as torchrun does, unless the variable is set.
         extra: the option `env`, which has the last word.
+        interface: the network interface by which the ranks meet, None when it is not known. Gloo is given it, so that it looks up no host
+            name. NCCL is given the loopback of a single host only: between hosts it finds the fastest way better than we could.
     """
     own = "JPY_PARENT_PID" in environment
     ours = {name: value for name, value in environment.items() if not (own and _is_kernels(name, value))}
@@ -45,9 +52,26 @@ def rank_environment(
         ours["OMP_NUM_THREADS"] = str(omp_num_threads)
     elif n_ranks > 1:
         ours.setdefault("OMP_NUM_THREADS", "1")
-    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        ours.setdefault(variable, _LOOPBACK)  # one host: nothing listens beyond it, and no host name is looked up
+    if interface is not None:
+        ours.setdefault("GLOO_SOCKET_IFNAME", interface)
+    if interface == LOOPBACK:
+        ours.setdefault("NCCL_SOCKET_IFNAME", LOOPBACK)  # one host: nothing listens beyond it
     return {**ours, **extra}
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface of this machine that has an address or a host name's address; None when none has."""
+    if address.startswith("127.") or address == "::1":
+        return LOOPBACK  # which has all of 127.0.0.0/8, and lists one
+    import socket  # noqa: PLC0415
+
+    import psutil  # noqa: PLC0415 - for several nodes only
+
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(address, None)}
+    except OSError:
+        return None
+    return next((name for name, each in psutil.net_if_addrs().items() if any(a.address in found for a in each)), None)
 
 
 def _is_kernels(name: str, value: str) -> bool:

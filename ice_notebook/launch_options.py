@@ -89,7 +89,8 @@ class LaunchOptions:
     )
     nnodes: tuple[int, int] = option(
         "1:1",
-        "Number of nodes, or a range MIN:MAX of it; this version launches on one node.",
+        "Number of nodes, or a range MIN:MAX of it. Other machines join with the command that the run shows; with a range they may come and "
+        "go, and each change starts the ranks anew.",
         grammar=Nodes(),
         group=RANKS,
         shown="1:1",
@@ -334,18 +335,20 @@ class LaunchOptions:
     )
     rdzv_backend: str = option(
         "static",
-        "How agents find each other; on one node there is one agent, and `static` and `c10d` are the same.",
+        "How agents find each other. Nodes join by the run's token whatever it is: `static` and `c10d` are the same.",
         grammar=Choice(
             "static",
             "c10d",
-            refused=dict.fromkeys(("etcd", "etcd-v2"), "it joins several nodes, and this version launches on one; leave it out."),
+            refused=dict.fromkeys(
+                ("etcd", "etcd-v2"), "nodes join by the run's own port and token, and need no other service; leave it out."
+            ),
         ),
         group=MEETING,
         example="c10d",
     )
     rdzv_endpoint: str = option(
         "",
-        "Where agents meet, as HOST:PORT; on one node the host is this one.",
+        "Where other nodes join, as HOST:PORT: an address of this machine, and a port of it that they can reach.",
         grammar=Text(
             "HOST or HOST:PORT, such as localhost:29401", r"(|(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]{1,5})?)", placeholder="HOST:PORT"
         ),
@@ -356,12 +359,13 @@ class LaunchOptions:
     )
     rdzv_configs: dict[str, str] = option(
         {},
-        "Further settings of the rendezvous.",
+        "Further settings of the rendezvous: `join_timeout` (or `timeout`), how many seconds a run waits for its nodes, and "
+        "`last_call_timeout`, how long it waits for more than it needs.",
         grammar=KeyValues(),
         group=MEETING,
         aliases=("rdzv_conf",),
         shown="none",
-        note="Also written `rdzv_conf`, as torchrun does.",
+        note="Also written `rdzv_conf`, as torchrun does. By default 600 s and 1 s; torch's last call is 30 s.",
         example="timeout=60",
     )
     standalone: bool = option(
@@ -372,18 +376,23 @@ class LaunchOptions:
         example="true",
     )
     node_rank: int = option(
-        0, "Number of this node.", grammar=Integer(0), group=MEETING, note="With one node it is 0.", example="0"
+        0,
+        "Number of this node.",
+        grammar=Integer(0),
+        group=MEETING,
+        note="The machine of the notebook is node 0; the others get their numbers as they join.",
+        example="0",
     )
     master_addr: str = option(
         "127.0.0.1",
-        "Address at which the ranks meet; on one node it is the loopback.",
+        "Address of this machine at which the ranks, and other nodes, meet; the loopback, which no other machine reaches, unless given.",
         grammar=Text("a host name or an IP address", r"\[[0-9A-Fa-f:]+\]|[\w.:-]+", placeholder="HOST"),
         group=MEETING,
         example="localhost",
     )
     master_port: int | None = option(
         None,
-        "Port at which the ranks meet.",
+        "Port at which the ranks meet: the only one of their store, which a firewall can let through.",
         grammar=Integer(0, 65535),
         group=MEETING,
         shown="a free one",
@@ -442,11 +451,57 @@ class LaunchOptions:
         _refuse_environment(self)
         return self
 
+    def validate_by_hand(self) -> LaunchOptions:
+        """Return these options if they go together for one of several nodes that are each started by hand, as torchrun's are.
+
+        Raises:
+            OptionError: two of them contradict each other, or the nodes could not meet.
+        """
+        _refuse_nodes_that_cannot_meet(self)
+        if not self.has_other_nodes:
+            return self.validate()
+        _refuse_environment(self)
+        return self
+
+    @property
+    def has_other_nodes(self) -> bool:
+        """Return whether other machines may take part."""
+        return self.nnodes[1] > 1
+
+    @property
+    def node_meeting_place(self) -> tuple[str, int]:
+        """Return the address and the port where other nodes join; port 0 is any free one."""
+        if self.rdzv_endpoint:
+            host, port = _host_and_port(self.rdzv_endpoint)
+            return _numeric(host), port
+        return _numeric(self.master_addr), 0
+
+    @property
+    def meeting_port(self) -> int:
+        """Return the port at which nodes that are started by hand meet, 0 when none is named."""
+        port = _host_and_port(self.rdzv_endpoint)[1]
+        return port or self.master_port or 0 if self.rdzv_backend == "static" else port
+
+    @property
+    def last_call_s(self) -> float:
+        """Return how long a run that has nodes enough waits for more of them."""
+        given = _seconds_of(self.rdzv_configs, "last_call_timeout")
+        return LAST_CALL_S if given is None else given
+
+    @property
+    def join_timeout_s(self) -> float:
+        """Return how long a run waits for the nodes that it needs."""
+        given = _seconds_of(self.rdzv_configs, "join_timeout")
+        given = _seconds_of(self.rdzv_configs, "timeout") if given is None else given
+        return JOIN_TIMEOUT_S if given is None else given
+
     @property
     def meeting_place(self) -> tuple[str, int]:
         """Return the address and the port of the ranks' store; port 0 is any free one."""
         if self.standalone:
             return LOOPBACK, 0
+        if self.has_other_nodes:
+            return self.node_meeting_place[0], self.master_port or 0
         if self.rdzv_endpoint:
             host, port = _host_and_port(self.rdzv_endpoint)
             return _numeric(host), self.master_port or port
@@ -498,7 +553,14 @@ _RANK_VARIABLES = frozenset(
     }
     | {"MASTER_ADDR", "MASTER_PORT"}
 )
-_ONE_NODE = "this version launches on one node, this machine; leave it out."
+_ONE_NODE = "there is one node, this machine, unless nnodes says otherwise; leave it out, or give nnodes."
+_ALONE = "the first says that this node is alone; leave one out."
+_NODE_0 = (
+    "the machine of the notebook is node 0. Launch there, and run the command that the run shows, `python -m ice_notebook join …`, on the "
+    "others."
+)
+LAST_CALL_S = 1.0  # torch waits 30 s for nodes beyond the least number; here a late one begins a new round whenever it comes
+JOIN_TIMEOUT_S = 600.0  # torch's
 
 
 def help_text(surface: Surface) -> str:
@@ -566,21 +628,64 @@ it cannot be launched as asked. Ctrl-C stops the run in order, a second one kill
 
 
 def _refuse_other_nodes(options: LaunchOptions) -> None:
-    """Refuse, by name, each option that describes more nodes than this one."""
-    if options.nnodes[1] != 1:
-        raise OptionError.refused("nnodes", Nodes().format(options.nnodes), _ONE_NODE)
+    """Refuse, by name, what describes other nodes when this one is alone, and what cannot be said of several."""
+    if options.has_other_nodes:
+        _refuse_for_several_nodes(options)
+        return
     if options.node_rank != 0:
         raise OptionError.refused("node_rank", options.node_rank, _ONE_NODE)
     if not _is_loopback(options.master_addr):
-        raise OptionError.refused("master_addr", options.master_addr, f"its ranks meet on the loopback address, and {_ONE_NODE}")
+        raise OptionError.refused("master_addr", options.master_addr, f"its ranks meet on the loopback address: {_ONE_NODE}")
     if options.standalone:
         return  # as torch does: whatever the rendezvous options say is not used
     if options.rdzv_endpoint and not _is_loopback(_host_and_port(options.rdzv_endpoint)[0]):
-        raise OptionError.refused(
-            "rdzv_endpoint", options.rdzv_endpoint, f"its ranks meet on the loopback address, and {_ONE_NODE}"
-        )
+        raise OptionError.refused("rdzv_endpoint", options.rdzv_endpoint, f"its ranks meet on the loopback address: {_ONE_NODE}")
     if options.rdzv_configs.get("rank", "0") != "0":
         raise OptionError.refused("rdzv_configs", f"rank={options.rdzv_configs['rank']}", _ONE_NODE)
+
+
+def _refuse_for_several_nodes(options: LaunchOptions) -> None:
+    if options.standalone:
+        raise OptionError.conflict("standalone", f"nnodes={Nodes().format(options.nnodes)}", _ALONE)
+    for name, number in (("node_rank", str(options.node_rank)), ("rdzv_configs", options.rdzv_configs.get("rank", "0"))):
+        if number != "0":
+            found = number if name == "node_rank" else f"rank={number}"
+            raise OptionError.refused(name, found, _NODE_0)
+    for name in ("last_call_timeout", "join_timeout", "timeout"):
+        _seconds_of(options.rdzv_configs, name)
+
+
+def _refuse_nodes_that_cannot_meet(options: LaunchOptions) -> None:
+    """Refuse what is not said of a node that looks for the others itself: where, and which one it is."""
+    if not options.has_other_nodes:
+        return
+    written = Nodes().format(options.nnodes)
+    if options.standalone:
+        raise OptionError.conflict("standalone", f"nnodes={written}", _ALONE)
+    if options.rdzv_backend == "static":
+        if options.nnodes[0] != options.nnodes[1]:
+            raise OptionError.refused(
+                "nnodes", written, "a range needs rdzv_backend=c10d; with static the number of nodes is fixed."
+            )
+        if options.node_rank >= options.nnodes[1]:
+            last = options.nnodes[1] - 1
+            raise OptionError.refused(
+                "node_rank", str(options.node_rank), f"nodes are numbered from 0 to {last} with nnodes={written}."
+            )
+        if not options.meeting_port:
+            raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give master_addr and master_port.")
+    elif not options.rdzv_endpoint or not options.meeting_port:
+        raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give rdzv_endpoint=HOST:PORT.")
+
+
+def _seconds_of(configs: Mapping[str, str], name: str) -> float | None:
+    """Return a setting of the rendezvous that is a time, None when it is not given."""
+    if name not in configs:
+        return None
+    try:
+        return float(Seconds(or_zero=True).parse(configs[name]))
+    except ValueError:
+        raise OptionError.invalid("rdzv_configs", f"{name}={configs[name]}", f"{name}=SECONDS") from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -619,7 +724,9 @@ def _refuse_two_meeting_places(options: LaunchOptions) -> None:
 
 def _refuse_two_ports(options: LaunchOptions) -> None:
     port = _host_and_port(options.rdzv_endpoint)[1]
-    if port and options.master_port and port != options.master_port and not options.standalone:
+    # With several nodes one is the port of the nodes, and one that of the ranks' store.
+    is_one_place = not options.standalone and not options.has_other_nodes
+    if port and options.master_port and port != options.master_port and is_one_place:
         raise OptionError.conflict(
             f"rdzv_endpoint={options.rdzv_endpoint}",
             f"master_port={options.master_port}",

@@ -57,11 +57,14 @@ class ElasticLauncher(context.Context):
             self[name] = value
 
     @classmethod
-    def of(cls, options: LaunchOptions) -> ElasticLauncher:
-        """Return a frozen launcher with options that another surface has read."""
+    def of(cls, options: LaunchOptions, *, is_for_script: bool = False) -> ElasticLauncher:
+        """Return a frozen launcher with options that another surface has read.
+
+        A script is started on each node by hand, as torchrun is; of a function's nodes one starts it, and the others join.
+        """
         made = cls()
         made._asked = options.asked()
-        made._options = options.validate()
+        made._options = options.validate_by_hand() if is_for_script else options.validate()
         return made
 
     # ---- options
@@ -205,7 +208,7 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask | ScriptT
     _clean_up_once()
     devices, devices_by = _settle_devices(options)
     warn_of_own_memory(devices)
-    check_port(options)
+    check_port(options, is_for_script=isinstance(task, ScriptTask))
     prepared = None if isinstance(task, ScriptTask) else _prepare_payload(options, task, devices)
     run_id = store.new_run_id()
     folder = RunFolder.create(run_id, log_dir=options.log_dir, rdzv_id=options.rdzv_id)

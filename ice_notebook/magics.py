@@ -151,9 +151,9 @@ class ElasticMagics(Magics):
     def _launch_line(self, line: str) -> Run:
         __tracebackhide__ = True
         asked, words = read_launch_line(line, TABLE, self.shell.user_ns, Surface.LINE)
-        launcher = ElasticLauncher.of(LaunchOptions.of(asked, Surface.LINE))
-        options = launcher.options
+        options = LaunchOptions.of(asked, Surface.LINE)
         named = self._named_function(options, words)
+        launcher = ElasticLauncher.of(options, is_for_script=named is None)
         if named is not None:
             return self._launch(launcher, *self._call(named, launcher))
         is_file = not (options.module or options.no_python)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
-from ice_notebook import agents, ports, processes
+from ice_notebook import agents, environment, ports, processes
 from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
-from ice_notebook.environment import rank_environment
 from ice_notebook.errors import LaunchError, format_size
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.options import streams_of_rank
@@ -25,7 +25,7 @@ def make_preparation(n_ranks: int) -> p.Preparation:
         marker=processes.new_marker(),
         interpreter=agents.interpreter(),
         boot_path=p.boot_path((entry for entry in sys.path if isinstance(entry, str)), os.getcwd()),
-        environment=rank_environment(os.environ, n_ranks=n_ranks, omp_num_threads=None, extra={}),
+        environment=environment.rank_environment(os.environ, n_ranks=n_ranks, omp_num_threads=None, extra={}),
         kernel_pid=os.getpid(),
     )
 
@@ -57,15 +57,73 @@ def warn_of_own_memory(devices: ResolvedDevices) -> None:
             )
 
 
-def check_port(options: LaunchOptions) -> None:
+def check_port(options: LaunchOptions, *, is_for_script: bool) -> None:
     """Refuse a port that was named and is not free. The agent takes it a second later, and says so if somebody was quicker.
+
+    Nodes that are started by hand are not asked: at all but one of them the port is somebody else's, as it should be.
 
     Raises:
         LaunchError: it is in use.
     """
+    if is_for_script and options.has_other_nodes:
+        return
     address, port = options.meeting_place
     if port and not ports.is_free(address, port):
         raise LaunchError.port(port, address, ports.describe_holder(port))
+
+
+def make_nodes_plan(options: LaunchOptions) -> p.NodesPlan:
+    """Return what is settled about the machines of a run of several, with a fresh identity and token."""
+    from ice_notebook.nodes import tls  # noqa: PLC0415 - cryptography is imported for such runs only
+    from ice_notebook.nodes.token import Token  # noqa: PLC0415
+
+    identity, fingerprint = tls.make_identity()
+    address, port = options.node_meeting_place
+    return p.NodesPlan(
+        least=options.nnodes[0],
+        most=options.nnodes[1],
+        address=address,
+        port=port,
+        last_call=options.last_call_s,
+        join_timeout=options.join_timeout_s,
+        token=Token.new(fingerprint).format(),
+        identity=identity,
+        environment=dict(options.env),
+        omp_num_threads=options.omp_num_threads,
+    )
+
+
+def make_group_plan(options: LaunchOptions) -> p.GroupPlan:
+    """Return what is settled about one of several nodes that are each started by hand. The options are those of `validate_by_hand`."""
+    own = {"last_call_timeout", "join_timeout", "timeout", "rank"}
+    return p.GroupPlan(
+        least=options.nnodes[0],
+        most=options.nnodes[1],
+        node_rank=options.node_rank,
+        backend=options.rdzv_backend,
+        address=options.node_meeting_place[0],
+        port=options.meeting_port,
+        join_timeout=options.join_timeout_s,
+        configs={
+            "last_call_timeout": f"{max(1, round(options.last_call_s))}",
+            **{name: value for name, value in options.rdzv_configs.items() if name not in own},
+        },
+    )
+
+
+def rank_plans(devices: ResolvedDevices, streams: Callable[[int], tuple[int, int]]) -> tuple[p.RankPlan, ...]:
+    """Return what is settled about each local rank. `streams` gives what is redirected and teed of one."""
+    return tuple(
+        p.RankPlan(
+            local_rank=local_rank,
+            device=device.name,
+            assigned_device=device.assigned_device,
+            visible_devices=device.visible_devices,
+            redirects=p.Std(streams(local_rank)[0]),
+            tee=p.Std(streams(local_rank)[1]),
+        )
+        for local_rank, device in enumerate(devices.ranks)
+    )
 
 
 def make_plan(
@@ -92,6 +150,8 @@ def make_plan(
     if not os.access(interpreter, os.X_OK):
         raise LaunchError.interpreter(interpreter)
     address, port = options.meeting_place
+    is_by_hand = options.has_other_nodes and script is not None
+    nodes = make_nodes_plan(options) if options.has_other_nodes and not is_by_hand else None
     return p.Plan(
         run_id=run_id,
         name=name,
@@ -100,17 +160,7 @@ def make_plan(
         script=script,
         payload=str(folder.payload_file) if script is None else "",
         sources=str(folder.sources_file),
-        ranks=tuple(
-            p.RankPlan(
-                local_rank=local_rank,
-                device=device.name,
-                assigned_device=device.assigned_device,
-                visible_devices=device.visible_devices,
-                redirects=p.Std(streams_of_rank(options.redirects, local_rank)),
-                tee=p.Std(streams_of_rank(options.tee, local_rank)),
-            )
-            for local_rank, device in enumerate(devices.ranks)
-        ),
+        ranks=rank_plans(devices, lambda rank: (streams_of_rank(options.redirects, rank), streams_of_rank(options.tee, rank))),
         devices=devices.text,
         devices_by=devices_by,
         device_type=devices.device_type,
@@ -124,11 +174,17 @@ def make_plan(
         rdzv_backend=options.rdzv_backend,
         master_addr=address,
         master_port=port,
+        nodes=nodes,
+        group=make_group_plan(options) if is_by_hand else None,
         grace=options.grace,
         timeout=options.timeout,
         marker=processes.new_marker(),
-        environment=rank_environment(
-            os.environ, n_ranks=len(devices.ranks), omp_num_threads=options.omp_num_threads, extra=options.env
+        environment=environment.rank_environment(
+            os.environ,
+            n_ranks=len(devices.ranks),
+            omp_num_threads=options.omp_num_threads,
+            extra=options.env,
+            interface=environment.interface_of(address) if options.has_other_nodes else environment.LOOPBACK,
         ),
         cwd=cwd,
         sys_path=tuple(entry for entry in sys.path if isinstance(entry, str)),

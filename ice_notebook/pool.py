@@ -181,7 +181,7 @@ class Pool:
         settled = p.replace(plan, start_note=note)
         write(settled)
         with self._lock:
-            agent = self._new_agent(settled.preparation())
+            agent = self._new_agent(p.replace(settled.preparation(), is_at_once=True))
         agent.run(settled)
         return agent, settled
 

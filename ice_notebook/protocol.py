@@ -45,6 +45,7 @@ class Preparation(Struct, frozen=True, kw_only=True):
     boot_path: tuple[str, ...]  # the module path on which torch and this package are found
     environment: dict[str, str]
     start_method: str = "spawn"
+    is_at_once: bool = False  # the plan follows at once
     is_for_script: bool = False  # its ranks import nothing before they run it
     preload: tuple[str, ...] = ()  # modules that ranks import besides torch
     kernel_pid: int
@@ -104,6 +105,36 @@ class Script(Struct, frozen=True, kw_only=True):
         return replace(self, args=tuple(arg.replace(LOCAL_RANK, str(local_rank)) for arg in self.args))
 
 
+class NodesPlan(Struct, frozen=True, kw_only=True):
+    """What is settled about the machines of a run of several. Times are in seconds."""
+
+    least: int
+    most: int
+    address: str  # where the run's own machine listens for others
+    port: int = 0  # 0 for a free one
+    last_call: float  # how long others may still come once there are enough
+    join_timeout: float
+    token: str = ""  # neither this nor the identity is written to the run folder
+    identity: str = ""  # PEM of a private key and its certificate
+    environment: dict[str, str]  # the option `env`: the ranks of other machines get it too
+    omp_num_threads: int | None = None
+    is_first: bool = True  # this is the machine that has started the run
+
+
+class GroupPlan(Struct, frozen=True, kw_only=True):
+    """What is settled about nodes that are each started by hand, as torchrun's are: they meet at an address, and nothing of ours travels."""
+
+    least: int
+    most: int
+    node_rank: int = 0  # with static
+    backend: str = "static"  # static | c10d
+    address: str
+    port: int
+    local_address: str = ""  # c10d: at which the others reach this node, if it becomes the first
+    join_timeout: float
+    configs: dict[str, str] = {}  # c10d: torch's settings
+
+
 class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     """All that an agent needs to do a run: written to `plan.json` and sent to the agent. Times are in seconds."""
 
@@ -132,6 +163,8 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     rdzv_backend: str = "static"
     master_addr: str = "127.0.0.1"
     master_port: int = 0
+    nodes: NodesPlan | None = None  # machines that join; None: this one alone, or
+    group: GroupPlan | None = None  # nodes that are each started by hand
     grace: float = 5.0
     timeout: float | None = None
     marker: str  # every process of the run carries it in its environment; the sweep finds them by it
@@ -341,6 +374,45 @@ class AttemptFailed(Event, frozen=True, kw_only=True, tag="attempt_failed"):
     restarting: bool
 
 
+class NodesAwaited(Event, frozen=True, kw_only=True, tag="nodes_awaited"):
+    """Other machines can join from now on."""
+
+    address: str
+    port: int
+
+
+class NodeJoined(Event, frozen=True, kw_only=True, tag="node_joined"):
+    """A machine takes part from the next round on."""
+
+    node: int
+    name: str
+    n_ranks: int
+    devices: str
+
+
+class NodeLeft(Event, frozen=True, kw_only=True, tag="node_left"):
+    """A machine does not take part any more."""
+
+    node: int
+    name: str
+    reason: str  # left | was lost: …
+
+
+class NodeRefused(Event, frozen=True, kw_only=True, tag="node_refused"):
+    """Somebody who came to the run's port could not join."""
+
+    address: str
+    reason: str
+
+
+class RoundEnded(Event, frozen=True, kw_only=True, tag="round_ended"):
+    """An attempt was ended because the nodes changed, and no rank is to blame."""
+
+    attempt: int
+    reason: str  # node 1 (host) was lost
+    restarting: bool
+
+
 class StopAsked(Event, frozen=True, kw_only=True, tag="stop_asked"):
     """The run is being stopped."""
 
@@ -374,6 +446,11 @@ AnyEvent = (
     | RankFailed
     | RankExited
     | AttemptFailed
+    | NodesAwaited
+    | NodeJoined
+    | NodeLeft
+    | NodeRefused
+    | RoundEnded
     | StopAsked
     | RunEnded
 )

@@ -12,6 +12,7 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from ice_notebook.nodes.token import VARIABLE
 from ice_notebook.protocol import Excerpt, Failure, Frame, Plan, Value, replace
 from ice_notebook.safe_html import safe_html
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
@@ -50,6 +51,33 @@ def title(plan: Plan, state: RunState) -> str:
     size = state.attempt.world_size if state.attempt else plan.world_size
     ranks = "1 rank" if size == 1 else f"{size} ranks"
     return f"Run: {phase.value} · {ranks} · {plan.devices} · restarts {state.restarts}/{plan.max_restarts}"
+
+
+def join_command(plan: Plan, state: RunState) -> str:
+    """Return the command with which other machines join a run, empty when none can. The token goes by the environment."""
+    if plan.nodes is None or not plan.nodes.token or state.meeting is None or state.phase.is_final:
+        return ""
+    host, port = state.meeting
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{VARIABLE}={plan.nodes.token} python -m ice_notebook join {where}"
+
+
+def waiting_sentence(plan: Plan, state: RunState) -> str:
+    """Return how many machines there are of those that a run still needs, empty when it has them or is of this machine alone."""
+    if plan.nodes is None or state.meeting is None or state.attempts or state.phase is not Phase.STARTING:
+        return ""
+    here = len(state.present_nodes)
+    if here >= plan.nodes.least:
+        return ""
+    return f"waiting for nodes: {here} of {plan.nodes.least} {'is' if here == 1 else 'are'} here"
+
+
+def reach_sentence(state: RunState) -> str:
+    """Return advice when no other machine can reach a run's port, empty otherwise."""
+    host = state.meeting[0] if state.meeting is not None else ""
+    if not host.startswith("127.") and host != "::1":
+        return ""
+    return f"only this machine reaches {host}: give master_addr an address of it to let others in"
 
 
 def failure_sentence(rank: int, failure: Failure) -> str:
@@ -101,7 +129,9 @@ def restart_sentences(state: RunState) -> list[str]:
     lines = []
     for attempt, following in zip(state.attempts, state.attempts[1:], strict=False):
         cause = cause_of(attempt)
-        if cause is not None:
+        if attempt.ended_by:
+            lines.append(f"attempt {following.number + 1}: {_one_line(attempt.ended_by)}")
+        elif cause is not None:
             lines.append(f"restart {following.restart_count}: {_one_line(failure_sentence(*cause))}")
     hidden = len(lines) - RESTARTS_SHOWN
     return [f"… {hidden} earlier restarts", *lines[hidden:]] if hidden > 0 else lines
@@ -114,7 +144,7 @@ def plain(text: str) -> str:
 
 def _cause(state: RunState) -> tuple[int, Failure] | None:
     """Return the failure that the run ended by; a run that was stopped, or whose time was over, ended by none."""
-    if state.attempt is None or state.phase is not Phase.FAILED or state.stop_reason == "timeout":
+    if state.attempt is None or state.phase is not Phase.FAILED or state.stop_reason == "timeout" or state.attempt.ended_by:
         return None
     return cause_of(state.attempt)
 

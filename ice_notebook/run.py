@@ -90,6 +90,11 @@ class Run:
         """Return the exit codes of the last attempt's ranks that have ended, by rank; a negative one is the signal that ended it."""
         return {rank: state.exit_code for rank, state in sorted(self._state.ranks.items()) if state.exit_code is not None}
 
+    @property
+    def join_command(self) -> str:
+        """Return the command with which other machines join, empty when none can. It holds the run's token: who has it can run code here."""
+        return report.join_command(self.plan, self._state)
+
     def done(self) -> bool:
         """Return whether the run is over and none of its processes is left."""
         return self._is_done

@@ -14,6 +14,8 @@ from typing import Any
 
 from ice_notebook import protocol as p
 
+REFUSED_KEPT = 5
+
 
 class Phase(str, enum.Enum):
     """Where a run stands. Source: `WorkerState` in torch.distributed.elastic.agent.server.api, with RESTARTING and STOPPING added."""
@@ -65,6 +67,17 @@ class RankState:
 
 
 @dataclass(frozen=True)
+class NodeState:
+    """One machine of a run of several."""
+
+    node: int
+    name: str
+    n_ranks: int
+    devices: str
+    left: str = ""  # why it does not take part any more
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One start of the worker group, counted from 0 and never reused."""
 
@@ -76,6 +89,7 @@ class Attempt:
     start: str = ""
     root: int | None = None  # the rank that failed first
     failed_at: float | None = None
+    ended_by: str = ""  # the change of nodes that it ended with, when no rank is to blame
 
     def with_rank(self, rank: int, **changes: Any) -> Attempt:
         """Return the attempt with one rank changed; an unknown rank changes nothing."""
@@ -98,6 +112,9 @@ class RunState:
     start_note: str = ""  # why ranks were not forked although that was asked for
     stop_reason: str = ""
     end_reason: str = ""
+    meeting: tuple[str, int] | None = None  # address and port where other machines can join
+    nodes: Mapping[int, NodeState] = field(default_factory=dict)  # by their number, in the order in which they came
+    refused: tuple[str, ...] = ()  # who could not join, and why, the newest last
     rev: int = 0  # counts applied events
 
     @property
@@ -109,6 +126,11 @@ class RunState:
     def ranks(self) -> Mapping[int, RankState]:
         """Return the ranks of the newest attempt by global rank."""
         return self.attempts[-1].ranks if self.attempts else {}
+
+    @property
+    def present_nodes(self) -> tuple[NodeState, ...]:
+        """Return the machines that take part now, this one first; empty for a run of one machine."""
+        return tuple(node for node in self.nodes.values() if not node.left)
 
     @property
     def restarts(self) -> int:
@@ -150,6 +172,9 @@ def _run_begun(state: RunState, event: p.RunBegun) -> RunState:
 
 def _attempt_begun(state: RunState, event: p.AttemptBegun) -> RunState:
     ranks = {r.rank: RankState(rank=r.rank, local_rank=r.local_rank, device=r.device, pid=r.pid, node=r.node) for r in event.ranks}
+    known = state.attempt
+    if known is not None and known.number == event.attempt:  # another node of the same round
+        return state._with_attempt(event.attempt, lambda a: replace(a, ranks=MappingProxyType({**a.ranks, **ranks})))
     attempt = Attempt(
         number=event.attempt,
         restart_count=event.restart_count,
@@ -169,7 +194,13 @@ def _rank_running(state: RunState, event: p.RankRunning) -> RunState:
 
     state = state._with_attempt(event.attempt, running)
     attempt = state.attempt
-    if state.phase is Phase.STARTING and attempt and all(r.phase is not RankPhase.STARTING for r in attempt.ranks.values()):
+    is_complete = attempt is not None and len(attempt.ranks) >= attempt.world_size
+    if (
+        state.phase is Phase.STARTING
+        and attempt
+        and is_complete
+        and all(r.phase is not RankPhase.STARTING for r in attempt.ranks.values())
+    ):
         return replace(state, phase=Phase.RUNNING)
     return state
 
@@ -213,6 +244,37 @@ def _attempt_failed(state: RunState, event: p.AttemptFailed) -> RunState:
     return state
 
 
+def _nodes_awaited(state: RunState, event: p.NodesAwaited) -> RunState:
+    return replace(state, meeting=(event.address, event.port))
+
+
+def _node_joined(state: RunState, event: p.NodeJoined) -> RunState:
+    node = NodeState(node=event.node, name=event.name, n_ranks=event.n_ranks, devices=event.devices)
+    return replace(state, nodes=MappingProxyType({**state.nodes, event.node: node}))
+
+
+def _node_left(state: RunState, event: p.NodeLeft) -> RunState:
+    if event.node not in state.nodes:
+        return state
+    left = replace(state.nodes[event.node], left=event.reason)
+    return replace(state, nodes=MappingProxyType({**state.nodes, event.node: left}))
+
+
+def _node_refused(state: RunState, event: p.NodeRefused) -> RunState:
+    return replace(state, refused=(*state.refused, f"{event.address}: {event.reason}")[-REFUSED_KEPT:])
+
+
+def _round_ended(state: RunState, event: p.RoundEnded) -> RunState:
+    def ended(attempt: Attempt) -> Attempt:
+        return replace(attempt, ended_by=event.reason, failed_at=event.at)
+
+    state = state._with_attempt(event.attempt, ended)
+    is_newest = state.attempt is not None and state.attempt.number == event.attempt
+    if event.restarting and is_newest and state.phase is not Phase.STOPPING:
+        return replace(state, phase=Phase.RESTARTING)
+    return state
+
+
 def _stop_asked(state: RunState, event: p.StopAsked) -> RunState:
     return replace(state, phase=Phase.STOPPING, stop_reason=state.stop_reason or event.reason)
 
@@ -240,6 +302,11 @@ _APPLY: dict[Any, Callable[[RunState, Any], RunState]] = {
     p.RankFailed: _rank_failed,
     p.RankExited: _rank_exited,
     p.AttemptFailed: _attempt_failed,
+    p.NodesAwaited: _nodes_awaited,
+    p.NodeJoined: _node_joined,
+    p.NodeLeft: _node_left,
+    p.NodeRefused: _node_refused,
+    p.RoundEnded: _round_ended,
     p.StopAsked: _stop_asked,
     p.RunEnded: _run_ended,
 }

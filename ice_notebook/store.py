@@ -133,8 +133,9 @@ class RunFolder:
     # ---- plan and journal
 
     def write_plan(self, plan: p.Plan) -> None:
-        """Write the plan without the ranks' environment, which may hold passwords."""
-        write_atomically(self.plan_file, msgspec.json.format(p.encode(p.replace(plan, environment={})), indent=1))
+        """Write the plan without what opens doors: the ranks' environment, which may hold passwords, and the token of the run."""
+        nodes = plan.nodes and p.replace(plan.nodes, token="", identity="", environment={})
+        write_atomically(self.plan_file, msgspec.json.format(p.encode(p.replace(plan, environment={}, nodes=nodes)), indent=1))
 
     def read_plan(self) -> p.Plan:
         return p.decode(self.plan_file.read_bytes(), p.Plan)

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TextIO
 from ice_notebook.foot import Foot
 from ice_notebook.logs import NOTE, Chunk, Limits, RunLogs
 from ice_notebook.protocol import Failure, Plan
-from ice_notebook.report import cause_of, failure_sentence, headline
+from ice_notebook.report import cause_of, failure_sentence, headline, join_command, reach_sentence
 from ice_notebook.state import Phase, RunState
 from ice_notebook.terminal import LIVE_LINES, REDRAWN, plain_text
 
@@ -133,7 +133,7 @@ class TextView:
             # First the state: what ranks printed before they ended is in the logs when the state says that they did.
             state = self._run.state
             is_final = state.phase.is_final
-            opening = self._news([("opening", _opening(self._run.plan, state))])
+            opening = self._news([("opening", _opening(self._run.plan, state)), *_node_lines(self._run.plan, state)])
             restarts = self._news(_restart_lines(self._run.plan, state))
             ends = self._news(_end_lines(self._run.plan, state))
             # What a rank printed comes before what became of it.
@@ -321,11 +321,29 @@ def _opening(plan: Plan, state: RunState) -> str:
     return f"run: running · {'1 rank' if size == 1 else f'{size} ranks'} on {plan.devices}"
 
 
+def _node_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
+    """Say how other machines join a run, which have, and who was refused."""
+    if command := join_command(plan, state):
+        advice = reach_sentence(state)
+        yield "join", f"run: other nodes join with: {command}" + (f" ({advice})" if advice else "")
+    for node in list(state.nodes.values())[1:]:
+        yield (
+            ("joined", node.node),
+            f"node {node.node} ({node.name}) joined: {node.n_ranks} rank{'s' * (node.n_ranks != 1)} on {node.devices}",
+        )
+        if node.left:
+            yield ("left", node.node), f"node {node.node} ({node.name}) {node.left}"
+    for refused in state.refused:
+        yield ("refused", refused), f"a node was refused: {refused}"
+
+
 def _restart_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
     restarted = state.attempts if state.phase is Phase.RESTARTING else state.attempts[:-1]
     for attempt in restarted:
         cause = cause_of(attempt)
-        if cause is not None:
+        if attempt.ended_by:
+            yield ("restart", attempt.number), f"attempt {attempt.number + 2}: {attempt.ended_by}"
+        elif cause is not None:
             yield ("restart", attempt.number), f"restart {attempt.restart_count + 1}/{plan.max_restarts}: {_failed(*cause)}"
 
 
@@ -334,7 +352,7 @@ def _end_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
     failed_at = attempt.failed_at if attempt is not None else None
     if attempt is not None and failed_at is not None and state.phase is not Phase.RESTARTING:
         cause = cause_of(attempt)
-        if cause is not None and not state.stop_reason:
+        if cause is not None and not state.stop_reason and not attempt.ended_by:
             # At once, and not with the end of the run, which comes when the other ranks are gone.
             yield ("failure", attempt.number), _failed(*cause)
     if state.stop_reason:
@@ -342,7 +360,7 @@ def _end_lines(plan: Plan, state: RunState) -> Iterator[tuple[object, str]]:
     if state.phase is Phase.SUCCEEDED:
         yield "end", "run: succeeded"
     elif state.phase is Phase.FAILED:
-        is_told = failed_at is not None and not state.stop_reason
+        is_told = failed_at is not None and not state.stop_reason and not (attempt is not None and attempt.ended_by)
         yield "end", "run: failed" if is_told else f"run: failed · {headline(plan, state)}"
     elif state.phase is Phase.STOPPED:
         yield "end", f"run: {headline(plan, state)}"

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.elastic.agent.server import api, local_elastic_agent
 from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -22,9 +23,11 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from ice_notebook import context, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
+from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.ranks import RankProcess, Stage
-from ice_notebook.agent.rendezvous import FreshStoreRendezvous
+from ice_notebook.agent.rendezvous import FreshStoreRendezvous, NodesRendezvous
 from ice_notebook.agent.spares import Spares
+from ice_notebook.nodes import messages as m
 from ice_notebook.store import RunFolder
 from ice_notebook.value_files import PART_SUFFIX
 
@@ -34,15 +37,23 @@ ACCEPT_WAIT_S = 30.0  # a rank that is up answers `go` in milliseconds; this lon
 REPORT_WINDOW_S = 0.5  # siblings of a failed rank may say what happened to them before they are ended
 HANG_UP_WAIT_S = 0.5  # between the end of a rank's socket and the end of its process
 EXIT_BARRIER_S = 30
+LOST_WAIT_S = 15.0  # word of a node that has lost its power comes after about ten seconds
 TIMEOUT = "timeout"  # the reason of a stop by the clock, as the report knows it
 
 
 class IceAgent(LocalElasticAgent):
     """`LocalElasticAgent` with ranks that the io thread starts."""
 
-    def __init__(self, plan: p.Plan, folder: RunFolder, io: AgentIO) -> None:
+    def __init__(self, plan: p.Plan, folder: RunFolder, io: AgentIO, meeting: Meeting | None = None) -> None:
         api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
-        rendezvous = FreshStoreRendezvous(plan.rdzv_id, plan.master_addr, plan.master_port)
+        place = plan.rdzv_id, plan.master_addr, plan.master_port
+        rendezvous = FreshStoreRendezvous(*place)
+        if meeting is not None:
+            rendezvous = NodesRendezvous(*place, meeting, lambda: io.stop is not None)
+        elif plan.group is not None:
+            from ice_notebook.agent import by_hand  # noqa: PLC0415 - for several nodes only
+
+            rendezvous = by_hand.rendezvous_by_hand(plan, plan.group, lambda: io.stop is not None)
         spec = WorkerSpec(
             role=plan.role,
             local_world_size=plan.world_size,
@@ -56,9 +67,43 @@ class IceAgent(LocalElasticAgent):
         self._folder = folder
         self._io = io
         self._attempt = -1
+        self.meeting = meeting
+        self.rendezvous_handler = rendezvous
         self.swept = 0
 
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        while True:
+            try:
+                super()._rendezvous(worker_group)
+            except dist.DistError:
+                # A node was lost while torch's agents told each other of their ranks. The round is over, or is about to be.
+                if self.meeting is None or not self.meeting.wait_over(
+                    self._round.number, lambda: self._io.stop is not None, LOST_WAIT_S
+                ):
+                    raise
+            else:
+                return
+
+    def _exit_barrier(self) -> None:
+        # torch would wait half a minute for a node that is not done, or has left since, and would hear of no stop.
+        if self._plan.group is not None:
+            self.rendezvous_handler.leave_together()
+        elif self.meeting is None:
+            super()._exit_barrier()
+
+    @property
+    def _round(self) -> m.Round:
+        assert isinstance(self.rendezvous_handler, NodesRendezvous)
+        return self.rendezvous_handler.round
+
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        if self.meeting is not None:
+            # Rounds and restarts are those of all nodes, also for one that has just come.
+            assert isinstance(self.rendezvous_handler, NodesRendezvous)
+            self.rendezvous_handler.is_assigning = False
+            self._attempt = self._round.number - 1
+            self._remaining_restarts = self._plan.max_restarts - self._round.restarts
+
         def start_processes(*_: object, envs: dict[int, dict[str, str]], **__: object) -> RankContext:
             self._attempt += 1
             started = RankContext(self, worker_group, envs)
@@ -94,6 +139,7 @@ class RankContext:
         self._group = group
         self._environments = environments
         self._restarts_left = agent._remaining_restarts
+        self._meeting = agent.meeting
         self._ranks: list[RankProcess] = []
         self._spares: Spares | None = None
         self._is_closed = False
@@ -105,15 +151,17 @@ class RankContext:
         io = self._io
         with io.condition:
             io.is_ending = False
-            io.is_last_attempt = self._restarts_left == 0
+            # A change of nodes may begin another one at any time.
+            io.is_last_attempt = self._restarts_left == 0 and self._meeting is None
         self._drop_old_values()
         self._ranks, is_standby = self._take(len(self._group.workers))
         is_standby = is_standby and (self._attempt > 0 or io.was_ready)
         goes = [self._go(worker) for worker in self._group.workers]
         for go in goes:
             self._folder.make_rank_dir(go.attempt, go.rank)
+        node = self._group.group_rank or 0
         starts = tuple(
-            p.RankStart(rank=g.rank, local_rank=g.local_rank, device=self._plan.ranks[g.local_rank].device, pid=rank.pid)
+            p.RankStart(rank=g.rank, local_rank=g.local_rank, device=self._plan.ranks[g.local_rank].device, pid=rank.pid, node=node)
             for rank, g in zip(self._ranks, goes, strict=True)
         )
         io.record(
@@ -155,7 +203,10 @@ class RankContext:
         with io.condition:
             while not self._failed():
                 self._raise_if_stopped()
-                if all(done.has_exited for done in self._ranks):
+                if self._meeting is not None and self._meeting.is_over(self._attempt):
+                    self._leave_round()
+                    return None
+                if all(done.has_exited for done in self._ranks) and self._is_finished_everywhere():
                     return RunProcsResult(return_values={rank.local_rank: None for rank in self._ranks}, failures={})
                 left_s = poll_until - time.monotonic()
                 if left_s <= 0:
@@ -165,6 +216,9 @@ class RankContext:
             io.condition.wait_for(lambda: all(rank.has_reported for rank in self._ranks), REPORT_WINDOW_S)
             failed = self._failed()
         root = root_cause(failed)
+        if self._meeting is not None:
+            self._settle_with_others(self._meeting, root)
+            return None
         is_restarting = self._restarts_left > 0 and io.stop is None
         io.record(p.AttemptFailed(at=time.time(), attempt=self._attempt, root=root.rank, restarting=is_restarting))
         if is_restarting:
@@ -195,6 +249,33 @@ class RankContext:
             processes.kill_group(rank)
         self._drop_partial_values()
         io.forget(self._ranks)
+
+    # ---- several nodes
+
+    def _is_finished_everywhere(self) -> bool:
+        return self._meeting is None or self._meeting.is_finished(self._attempt)
+
+    def _settle_with_others(self, meeting: Meeting, root: RankProcess) -> None:
+        """Say who failed here, and wait for what the coordinator makes of it."""
+        io = self._io
+        assert root.failure is not None
+        meeting.tell_failed(
+            m.RoundFailed(
+                number=self._attempt,
+                rank=root.rank,
+                headline=root.failure.headline,
+                is_communication=root.failure.is_communication,
+            )
+        )
+        with io.condition:
+            io.condition.wait_for(lambda: io.stop or meeting.is_over(self._attempt))
+            self._raise_if_stopped()
+        self._leave_round()
+
+    def _leave_round(self) -> None:
+        """Another round is to begin. torch is told that nothing has happened: it then asks whether nodes wait, and starts its group anew."""
+        with self._io.condition:
+            self._io.start_ranks(len(self._ranks) - self._io.unplaced)  # they import torch while the old ones are ended
 
     # ---- steps
 
@@ -360,9 +441,9 @@ def _how_it_ended(rank: RankProcess) -> str:
     return "it did not answer" if rank.exit_code is None else f"exit code {rank.exit_code}"
 
 
-def run_elastic(plan: p.Plan, folder: RunFolder, io: AgentIO) -> tuple[p.Outcome, str, int]:
+def run_elastic(plan: p.Plan, folder: RunFolder, io: AgentIO, meeting: Meeting | None = None) -> tuple[p.Outcome, str, int]:
     """Do the run under torch's agent, and return how it ended, why when no rank says so, and how many processes had to be swept."""
-    agent = IceAgent(plan, folder, io)
+    agent = IceAgent(plan, folder, io, meeting)
     reason = ""
     try:
         result = agent.run()
@@ -370,6 +451,10 @@ def run_elastic(plan: p.Plan, folder: RunFolder, io: AgentIO) -> tuple[p.Outcome
     except SignalException:
         assert io.stop is not None
         outcome, reason = p.Outcome.FAILED if io.stop.reason == TIMEOUT else p.Outcome.STOPPED, io.stop.reason
+    except RunOverError as error:
+        outcome, reason = p.Outcome.FAILED, str(error)
+    finally:
+        agent.rendezvous_handler.leave()
     return outcome, reason, agent.swept
 
 

@@ -22,6 +22,7 @@ from ice_notebook.agent.outbox import Outbox
 from ice_notebook.agent.ranks import RankProcess, Stage, start_rank
 from ice_notebook.agent.terminals import Terminals
 from ice_notebook.frames import Channel, Frame
+from ice_notebook.nodes.messages import MESSAGE
 from ice_notebook.rank.server import RankServer
 from ice_notebook.store import Journal, RunFolder
 
@@ -63,6 +64,7 @@ class AgentIO(threading.Thread):
         self.error: BaseException | None = None  # a rank could not be started
         self.on_run: Callable[[RunFolder], None] = lambda _: None  # called before anything is recorded
         self.on_stop: Callable[[], None] = lambda: None  # called once, by whoever asked
+        self.on_message: Callable[[bytes], None] | None = None  # the coordinator of several nodes says something
         self.outbox = Outbox(kernel)
         self._kernel = kernel
         self._is_over = False
@@ -256,6 +258,8 @@ class AgentIO(threading.Thread):
                     with self.condition:
                         self.is_urgent = True
                         self.condition.notify_all()
+            elif frame.kind == MESSAGE and self.on_message is not None:
+                self.on_message(frame.body)
 
     def _preload(self, modules: list[str]) -> None:
         """Have the ranks that stand by import more."""

@@ -11,15 +11,21 @@ import sys
 import threading
 import time
 import traceback
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ice_notebook import forks, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
+from ice_notebook.agent.meeting import Meeting
+from ice_notebook.errors import NodeError
 from ice_notebook.frames import Channel
+from ice_notebook.nodes.messages import MESSAGE, decode
 from ice_notebook.rank import surroundings
 from ice_notebook.rank.server import RankServer
 from ice_notebook.store import RunFolder
+
+if TYPE_CHECKING:
+    from ice_notebook.agent.hub import Hub
 
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -57,6 +63,7 @@ class Agent:
         self._io = AgentIO(preparation, kernel, server, note)
         self._io.on_run = _move_to
         self._io.on_stop = self._end_early
+        self._hub: Hub | None = None  # the other nodes, when this agent has started the run
         self._is_elastic = False  # torch's agent is in charge: it ends the ranks
 
     def run(self) -> NoReturn:
@@ -68,12 +75,17 @@ class Agent:
         io.start()
         outcome, reason, swept = p.Outcome.FAILED, "", 0
         try:
+            if self._preparation.is_at_once:
+                with io.condition:
+                    io.condition.wait_for(lambda: io.has_run)
+            meeting = self._meet()
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
 
             self._stand_by()
+            meeting = meeting or self._meet()
             surroundings.take_environment(io.plan.environment)  # torch's agent hands some of its own on to ranks
             elastic.start_clock(io.plan, io)
-            outcome, reason, swept = elastic.run_elastic(io.plan, io.folder, io)
+            outcome, reason, swept = elastic.run_elastic(io.plan, io.folder, io, meeting)
         except Exception as error:
             traceback.print_exc()
             with io.condition:
@@ -93,6 +105,22 @@ class Agent:
             io.condition.wait_for(lambda: io.stop is None)  # stopped: `_end_early` is about to end this process
             self._is_elastic = True
 
+    def _meet(self) -> Meeting | None:
+        """Return how this agent hears of other nodes, when there may be any. They can join while torch is still being imported."""
+        io = self._io
+        if not io.has_run or io.plan.nodes is None:
+            return None
+        if io.plan.nodes.is_first:
+            from ice_notebook.agent.hub import Hub  # noqa: PLC0415 - for several nodes only
+
+            hub = Hub(io.plan, io.folder, io)
+            hub.start()
+            self._hub = hub
+            return hub.meeting
+        meeting = Meeting(io.condition, lambda message: io.outbox.post(MESSAGE, p.encode(message)))
+        io.on_message = lambda body: meeting.take(decode(body))
+        return meeting
+
     def _end_early(self) -> None:
         """Stop a run whose agent still imports torch: no user's code runs yet, and nobody needs to wait for the import."""
         with self._io.condition:
@@ -103,6 +131,8 @@ class Agent:
 
     def _leave(self, outcome: p.Outcome, reason: str, swept: int) -> NoReturn:
         swept += self._end_everything()
+        if self._hub is not None:
+            self._hub.close()
         if self._io.has_run:
             self._io.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))
         self._io.close()
@@ -136,6 +166,8 @@ class Agent:
 
 def _in_words(error: Exception, plan: p.Plan) -> str:
     """Say why a run could not be done when the reason is no rank's."""
+    if isinstance(error, NodeError):
+        return str(error)
     if isinstance(error, OSError) and plan.master_port:
         return f"the port {plan.master_port} on {plan.master_addr} cannot be used: {error.strerror or error}"
     return f"the agent failed: {error}" if isinstance(error, RuntimeError) else f"the agent failed: {type(error).__name__}: {error}"

@@ -1,12 +1,24 @@
-"""How the agents of a run meet: here one agent, with a fresh store for the ranks every round. Runs in the agent."""
+"""How the agents of a run meet: one agent, or several that a coordinator brings together, with a fresh store for the ranks every round."""
 
 from __future__ import annotations
 
-import socket
+import datetime as dt
+import signal
+import time
+from collections.abc import Callable
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
+
+from ice_notebook.agent.meeting import Meeting
+from ice_notebook.errors import NodeError
+from ice_notebook.nodes import messages as m
+from ice_notebook.nodes.listening import listen
+
+STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will
+LOOK_S = 2.0  # one try of it: the round may be over before
 
 
 class FreshStoreRendezvous(RendezvousHandler):
@@ -26,16 +38,21 @@ class FreshStoreRendezvous(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Make the round's store and return it with our place: node 0 of 1."""
-        self._store = None  # the old one must be closed first when the user has named the port
-        sock = listen(self._address, self._port)
-        port = sock.getsockname()[1]
-        self._store = dist.TCPStore(
-            self._address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
-        )  # the store closes the descriptor
+        port = self._make_store()
         # torch keeps what it is given until long after the next round has begun: a client, so that the server is ours alone to close.
         client = dist.TCPStore(self._address, port, is_master=False)
         prefix = dist.PrefixStore("ice_notebook/agent", client)
         return RendezvousInfo(prefix, 0, 1, RendezvousStoreInfo(self._address, port))
+
+    def _make_store(self) -> int:
+        """Make the round's store, and return its port."""
+        self._store = None  # the old one must be closed first when the user has named the port
+        sock = listen(self._address, self._port)
+        port = int(sock.getsockname()[1])
+        self._store = dist.TCPStore(
+            self._address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
+        )  # the store closes the descriptor
+        return port
 
     def get_backend(self) -> str:
         """Return the name of this rendezvous in torch's events."""
@@ -61,25 +78,72 @@ class FreshStoreRendezvous(RendezvousHandler):
         """Return what ranks see as TORCHELASTIC_RUN_ID."""
         return self._run_id
 
+    def leave_together(self) -> None:
+        """Wait until all nodes are done, as far as this is not known already."""
+
+    def leave(self) -> None:
+        """Say that this node will not take part any more, as far as anybody must be told."""
+
     def shutdown(self) -> bool:
         """Close the store."""
         self._store = None
         return True
 
 
-def listen(address: str, port: int) -> socket.socket:
-    """Return a listening socket on one address; port 0 lets the system choose.
+class NodesRendezvous(FreshStoreRendezvous):
+    """Several nodes: the coordinator says when a round begins and who is in it; the first node makes the round's store."""
 
-    Raises:
-        OSError: the port is taken, or the address is not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((address.strip("[]"), port))
-        sock.listen(2048)
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    def __init__(self, run_id: str, address: str, port: int, meeting: Meeting, is_stopped: Callable[[], bool]) -> None:
+        super().__init__(run_id, address, port)
+        self._meeting = meeting
+        self._is_stopped = is_stopped
+        self.round = m.Round(number=-1, group_rank=0, group_world_size=0, restarts=0, address=address)
+        self.is_assigning = False  # torch's agents tell each other of their ranks, in the store
+        meeting.on_over = self._release
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Wait until the coordinator begins a round, and meet the other agents in it.
+
+        Raises:
+            SignalException: the run is being stopped.
+            RunOverError: there will be no further round.
+            NodeError: the round's store cannot be reached.
+        """
+        while True:
+            self._store = None
+            self.is_assigning = True
+            found = self._meeting.next_round(self.round.number, self._is_stopped)
+            if found is None:
+                raise SignalException("the run is being stopped", signal.SIGTERM)
+            self.round = found
+            address, port = found.address, found.port
+            if found.group_rank == 0:
+                port = self._make_store()
+                self._meeting.tell(m.StoreMade(number=found.number, port=port))
+            client = self._reach_store(address, port)
+            if client is not None:
+                store = dist.PrefixStore("ice_notebook/agent", client)
+                return RendezvousInfo(store, found.group_rank, found.group_world_size, RendezvousStoreInfo(address, port))
+
+    def num_nodes_waiting(self) -> int:
+        """Return whether another round is to begin: torch then ends its workers and comes to `next_rendezvous`."""
+        return int(self._meeting.is_over(self.round.number))
+
+    def _release(self, number: int) -> None:
+        """A round is over. Agents that still wait in its store for a lost one are woken by the end of that store."""
+        if self.is_assigning and number == self.round.number:
+            self._store = None
+
+    def _reach_store(self, address: str, port: int) -> dist.TCPStore | None:
+        """Return a client of the round's store, None when the round is over meanwhile."""
+        deadline = time.monotonic() + STORE_WAIT_S
+        while not self._meeting.is_over(self.round.number):
+            try:
+                client = dist.TCPStore(address, port, is_master=False, timeout=dt.timedelta(seconds=LOOK_S))
+            except dist.DistError as error:
+                if time.monotonic() > deadline:
+                    raise NodeError.store(f"{address}:{port}", STORE_WAIT_S) from error
+                continue
+            client.set_timeout(dt.timedelta(seconds=STORE_WAIT_S))
+            return client
+        return None

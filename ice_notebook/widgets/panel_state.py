@@ -10,6 +10,7 @@ from typing import Any
 
 from ice_notebook.errors import join
 from ice_notebook.protocol import Failure, Plan
+from ice_notebook.report import join_command, reach_sentence, waiting_sentence
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
 VALUE_CHARACTERS = 4_000
@@ -65,7 +66,10 @@ def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
     attempt = state.attempt
     before = state.attempts[-2] if len(state.attempts) > 1 else None
     if state.phase is Phase.FAILED:
-        return {"kind": "failed", "text": _why(attempt) or _sentence(state.end_reason) or "The run failed."}
+        return {
+            "kind": "failed",
+            "text": (not (attempt and attempt.ended_by) and _why(attempt)) or _sentence(state.end_reason) or "The run failed.",
+        }
     if state.phase is Phase.STOPPED:
         return {"kind": "stopped", "text": f"Stopped: {_REASONS.get(state.stop_reason, state.stop_reason or state.end_reason)}."}
     if state.phase is Phase.STOPPING:
@@ -73,8 +77,14 @@ def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
         return {"kind": "stopping", "text": f"Stopping: {how}."}
     if state.phase is Phase.RESTARTING:
         return {"kind": "restarting", "text": f"{_sentence(_left(attempt))} All ranks are started again.".strip()}
+    if waiting := waiting_sentence(plan, state):
+        said = [waiting, f"On each other node run: {join_command(plan, state)}", reach_sentence(state), *state.refused[-1:]]
+        return {"kind": "restarting", "text": " ".join(_sentence(text) for text in said if text)}
     if before is not None and not state.phase.is_final:
         return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}: {_left(before)}. All ranks were started again."}
+    if not state.phase.is_final and plan.nodes is not None and 0 < len(state.present_nodes) < plan.nodes.most and state.meeting:
+        here = f"{len(state.present_nodes)} of up to {plan.nodes.most} nodes are here"
+        return {"kind": "restarted", "text": f"{_sentence(here)} Others join with: {join_command(plan, state)}"}
     if before is not None:
         return {"kind": "restarted", "text": f"It took {len(state.attempts)} attempts. {_sentence(_left(before))}".strip()}
     if (note := plan.start_note or state.start_note) and not state.phase.is_final:
@@ -101,7 +111,9 @@ def _why(attempt: Attempt | None) -> str:
 
 
 def _left(attempt: Attempt | None) -> str:
-    """Say which rank left, after how long, and why."""
+    """Say which rank left, after how long, and why; or which node came or went."""
+    if attempt is not None and attempt.ended_by:
+        return attempt.ended_by
     rank = None if attempt is None or attempt.root is None else attempt.ranks.get(attempt.root)
     if attempt is None or rank is None or rank.failure is None:
         return "the attempt before failed"

@@ -69,10 +69,10 @@ REFUSED = [
         r"start_method='fork' is refused: forking a notebook kernel .* would hang; use spawn, or forkserver\.",
     ),
     (
-        "devices=cpu nnodes=2",
+        "devices=cpu nnodes=2 node_rank=1",
         "1",
         "OptionError",
-        r"nnodes='2' is refused: this version launches on one node, this machine; leave it out\.",
+        r"node_rank='1' is refused: the machine of the notebook is node 0\. Launch there, and run the command that the run shows, .*\.",
     ),
     *(
         (

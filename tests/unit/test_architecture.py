@@ -25,11 +25,11 @@ LAYER_OF = {
     module: int(row["layer"])
     for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))
     for module in re.findall(r"`([\w.]+)`", row["modules"])
-} | {"agent": -1, "rank": -1, "widgets": -1, "__init__": 99}
+} | {"agent": -1, "nodes": -1, "rank": -1, "widgets": -1, "__init__": 99}
 # Inside of a function, by somebody who is about to use it: the device of a launcher's process.
 TORCH_WHEN_ASKED = {"context"}
-# What may be printed outside of ranks: help that was asked for, and to the agent's standard error, which is its log.
-PRINTS = {"magics", "agent.io", "cli"}
+# What may be printed outside of ranks: help that was asked for, to the agent's standard error, which is its log, and in the terminal of a machine that joins.
+PRINTS = {"magics", "agent.io", "cli", "nodes.join"}
 # Packages that cost much to import, or that a plain import must leave to those who use them.
 HEAVY = ("torch", "numpy", "ipywidgets", "anywidget", "IPython", "cloudpickle", "pynvml", "msgspec", "psutil")
 

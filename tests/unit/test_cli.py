@@ -44,7 +44,7 @@ def test_the_version_is_said(capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["lanch"], "'lanch' is not a command; the command is launch. --help says more."),
+        (["lanch"], "'lanch' is not a command; the commands are launch and join. --help says more."),
         (
             ["launch"],
             "Nothing to launch is named: give a script, -m and a module, or --no-python and a program, behind the options.",

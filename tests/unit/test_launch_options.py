@@ -173,13 +173,25 @@ def test_options_of_a_call_are_refused_in_the_launcher():
         ({"log_dir": ""}, "log_dir='' cannot be read: allowed is the path of a folder."),
         ({"start_method": "fork"}, "start_method='fork' is refused: forking a notebook kernel"),
         ({"start_method": "thread"}, "start_method='thread' cannot be read: allowed is spawn or forkserver."),
-        ({"nnodes": 2}, "nnodes='2' is refused: this version launches on one node, this machine; leave it out."),
-        ({"nnodes": "1:4"}, "nnodes='1:4' is refused: this version launches on one node"),
-        ({"node_rank": 1}, "node_rank=1 is refused: this version launches on one node"),
+        ({"nnodes": 2, "node_rank": 1}, "node_rank='1' is refused: the machine of the notebook is node 0. Launch there"),
+        ({"nnodes": 2, "rdzv_configs": "rank=1"}, "rdzv_configs='rank=1' is refused: the machine of the notebook is node 0."),
+        (
+            {"nnodes": "1:4", "standalone": True},
+            "standalone and nnodes=1:4 exclude each other: the first says that this node is alone",
+        ),
+        (
+            {"nnodes": 2, "rdzv_configs": "join_timeout=soon"},
+            "rdzv_configs='join_timeout=soon' cannot be read: allowed is join_timeout=",
+        ),
+        (
+            {"nnodes": "3:2"},
+            "nnodes='3:2' cannot be read: allowed is a number of nodes N, or a range MIN:MAX, with 1 <= MIN <= MAX.",
+        ),
+        ({"node_rank": 1}, "node_rank=1 is refused: there is one node, this machine, unless nnodes says otherwise; leave it out"),
         ({"master_addr": "192.168.1.1"}, "master_addr='192.168.1.1' is refused: its ranks meet on the loopback address"),
         ({"rdzv_endpoint": "node1:29401"}, "rdzv_endpoint='node1:29401' is refused"),
         ({"rdzv_configs": "rank=1"}, "rdzv_configs='rank=1' is refused"),
-        ({"rdzv_backend": "etcd-v2"}, "rdzv_backend='etcd-v2' is refused: it joins several nodes"),
+        ({"rdzv_backend": "etcd-v2"}, "rdzv_backend='etcd-v2' is refused: nodes join by the run's own port"),
         (
             {"rdzv_endpoint": "localhost:29401", "master_port": 29402},
             "exclude each other: they name two ports for one meeting place; give one.",
@@ -253,3 +265,64 @@ def test_the_help_of_a_place_names_its_options_and_fits_a_page(surface):
     text = help_text(surface)
     assert all(f"\n  {option.usage(surface)}\n" in text for option in TABLE.on(surface))
     assert max(map(len, text.splitlines())) <= 100
+
+
+# ---- several nodes -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "joining", "store"),
+    [
+        ({"nnodes": 2}, ("127.0.0.1", 0), ("127.0.0.1", 0)),
+        ({"nnodes": 2, "master_addr": "10.0.0.1", "master_port": 29501}, ("10.0.0.1", 0), ("10.0.0.1", 29501)),
+        ({"nnodes": "1:2", "rdzv_endpoint": "10.0.0.1:29401"}, ("10.0.0.1", 29401), ("10.0.0.1", 0)),
+        ({"nnodes": 2, "rdzv_endpoint": "[::1]:29401", "master_port": 29501}, ("::1", 29401), ("::1", 29501)),
+        ({"nnodes": 2, "rdzv_endpoint": "localhost"}, ("127.0.0.1", 0), ("127.0.0.1", 0)),
+    ],
+)
+def test_nodes_join_at_the_endpoint_and_ranks_meet_at_the_master_port(asked, joining, store):
+    options = LaunchOptions.of(asked).validate()
+    assert (options.node_meeting_place, options.meeting_place) == (joining, store)
+
+
+def test_the_times_of_a_meeting_are_settings_of_the_rendezvous():
+    options = LaunchOptions.of({"nnodes": 2})
+    assert (options.join_timeout_s, options.last_call_s) == (600.0, 1.0)
+    options = LaunchOptions.of({"nnodes": 2, "rdzv_configs": "timeout=5,last_call_timeout=0"})
+    assert (options.join_timeout_s, options.last_call_s) == (5.0, 0.0)
+    assert LaunchOptions.of({"rdzv_configs": "timeout=5,join_timeout=7"}).join_timeout_s == 7.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"nnodes": 2}, "nnodes='2' is refused: all nodes must know where they meet: give master_addr and master_port."),
+        ({"nnodes": "1:2", "master_port": 1}, "nnodes='1:2' is refused: a range needs rdzv_backend=c10d"),
+        (
+            {"nnodes": 2, "node_rank": 2, "master_port": 1},
+            "node_rank='2' is refused: nodes are numbered from 0 to 1 with nnodes=2.",
+        ),
+        (
+            {"nnodes": 2, "rdzv_backend": "c10d", "master_port": 1},
+            "is refused: all nodes must know where they meet: give rdzv_endpoint",
+        ),
+        ({"nnodes": 2, "standalone": True}, "standalone and nnodes=2 exclude each other"),
+        ({"node_rank": 1}, "node_rank=1 is refused: there is one node"),
+    ],
+)
+def test_nodes_that_are_started_by_hand_must_be_able_to_meet(asked, sentence):
+    with pytest.raises(OptionError) as caught:
+        LaunchOptions.of(asked).validate_by_hand()
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "port"),
+    [
+        ({"nnodes": 2, "node_rank": 1, "master_addr": "10.0.0.1", "master_port": 29501}, 29501),
+        ({"nnodes": 2, "node_rank": 1, "rdzv_endpoint": "10.0.0.1:29501"}, 29501),
+        ({"nnodes": "1:2", "rdzv_backend": "c10d", "rdzv_endpoint": "10.0.0.1:29401"}, 29401),
+    ],
+)
+def test_nodes_that_are_started_by_hand_meet_where_all_know(asked, port):
+    assert LaunchOptions.of(asked).validate_by_hand().meeting_port == port

@@ -163,7 +163,7 @@ def test_evaluating_leaves_the_namespace_as_it_was():
         ("nproc=2", "'nproc' is not an option. Did you mean 'nproc_per_node'?"),
         ("output=class", "output='class' cannot be read: allowed is the name of a Python variable."),
         ("function=a.b", "function='a.b' cannot be read"),
-        ("rdzv_backend=etcd", "rdzv_backend='etcd' is refused: it joins several nodes"),
+        ("rdzv_backend=etcd", "rdzv_backend='etcd' is refused: nodes join by the run's own port"),
     ],
 )
 def test_a_bad_line_gets_one_sentence(line, sentence):

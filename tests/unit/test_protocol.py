@@ -27,6 +27,11 @@ EVENTS = [
     p.RankFailed(at=1.5, attempt=0, rank=1, failure=killed()),
     p.RankExited(at=1.5, attempt=0, rank=1, exit_code=-11, note="crashed"),
     p.AttemptFailed(at=1.5, attempt=0, root=1, restarting=True),
+    p.NodesAwaited(at=1.5, address="127.0.0.1", port=41234),
+    p.NodeJoined(at=1.5, node=1, name="host, 127.0.0.2", n_ranks=2, devices="cpu:0,1"),
+    p.NodeLeft(at=1.5, node=1, name="host, 127.0.0.2", reason="was lost"),
+    p.NodeRefused(at=1.5, address="127.0.0.3", reason="It is a torchrun."),
+    p.RoundEnded(at=1.5, attempt=0, reason="node 1 (host, 127.0.0.2) was lost", restarting=True),
     p.StopAsked(at=1.5, reason="stop"),
     p.RunEnded(at=1.5, outcome=p.Outcome.FAILED, reason="the agent died", swept=3),
 ]

@@ -256,3 +256,39 @@ def test_every_kind_of_event_has_its_rule() -> None:
 def test_every_outcome_is_a_final_phase() -> None:
     assert {Phase(outcome.value) for outcome in p.Outcome} == {phase for phase in Phase if phase.is_final}
     assert {phase for phase in RankPhase if phase.is_final} == {RankPhase.RETURNED, RankPhase.FAILED, RankPhase.STOPPED}
+
+
+# ---- several nodes -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_has_the_ranks_of_all_nodes_and_runs_when_all_do() -> None:
+    history = History(1)
+    for node in (0, 1):
+        ranks = (p.RankStart(rank=node, local_rank=0, device="cpu:0", pid=9, node=node),)
+        history.add(p.AttemptBegun, attempt=0, restart_count=0, world_size=2, ranks=ranks)
+        assert history.state.phase is Phase.STARTING
+        history.add(p.RankRunning, attempt=0, rank=node)
+    state = history.state
+    assert (state.phase, len(state.attempts), [state.ranks[n].node for n in (0, 1)]) == (Phase.RUNNING, 1, [0, 1])
+
+
+def test_nodes_come_and_go_and_a_change_of_them_ends_an_attempt_for_which_no_rank_is_to_blame() -> None:
+    history = History(1).add(p.NodesAwaited, address="127.0.0.1", port=7)
+    history.add(p.NodeJoined, node=0, name="this machine", n_ranks=1, devices="cpu:0")
+    history.add(p.NodeJoined, node=1, name="other", n_ranks=2, devices="cpu:0,1")
+    assert history.state.meeting == ("127.0.0.1", 7)
+    assert [node.name for node in history.state.present_nodes] == ["this machine", "other"]
+    history.begin().add(p.NodeLeft, node=1, name="other", reason="was lost")
+    history.add(p.NodeLeft, node=9, name="nobody", reason="was lost")
+    history.add(p.RoundEnded, attempt=0, reason="node 1 (other) was lost", restarting=True)
+    state = history.state
+    assert (state.phase, state.attempts[0].ended_by, state.attempts[0].root) == (Phase.RESTARTING, "node 1 (other) was lost", None)
+    assert [(node.node, node.left) for node in state.nodes.values()] == [(0, ""), (1, "was lost")]
+    assert [node.node for node in state.present_nodes] == [0]
+
+
+def test_the_last_refusals_are_kept() -> None:
+    history = History(1)
+    for n in range(9):
+        history.add(p.NodeRefused, address=f"10.0.0.{n}", reason="It is a torchrun.")
+    assert history.state.refused == tuple(f"10.0.0.{n}: It is a torchrun." for n in range(4, 9))

@@ -1,0 +1,378 @@
+"""The other nodes of a run, as the agent that has started it sees them: a port where they join, and their events, output and values.
+
+Runs in threads of that agent: one accepts, one keeps the time, each connection has one that receives and one that sends. What a node says is
+recorded as if its ranks were here, so that the kernel sees one run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from ice_notebook import protocol as p
+from ice_notebook.agent.io import AgentIO
+from ice_notebook.agent.meeting import Meeting
+from ice_notebook.agent.outbox import Outbox
+from ice_notebook.errors import NodeError, ResultError
+from ice_notebook.frames import Channel, Frame
+from ice_notebook.nodes import coordinator as c
+from ice_notebook.nodes import messages as m
+from ice_notebook.nodes import tls
+from ice_notebook.nodes.files import FILE, IncomingFile, send_file
+from ice_notebook.nodes.listening import listen
+from ice_notebook.nodes.token import parse_token
+from ice_notebook.store import RunFolder
+
+WAITING_PEERS = 32  # connections that have not proved the token yet: beyond this the oldest gives way
+REFUSALS_RECORDED = 50  # a port scanner must not fill the journal
+LEAVE_WAIT_S = 2.0  # beyond the ranks' grace, for nodes to end with the run
+_FORWARDED = p.RankRunning | p.ValueLost | p.RankExited  # events that mean the same here
+
+
+class Peer:
+    """A node that has joined: its connection and its number."""
+
+    def __init__(self, channel: Channel, name: str) -> None:
+        self.channel = channel
+        self.name = name  # its host name and its address
+        self.outbox = Outbox(channel)
+        self.id = -1
+        self.files: dict[tuple[int, int, bool], IncomingFile] = {}  # what it is sending: attempt, rank, whether it is the value
+        self.values: dict[tuple[int, int], Path | None] = {}  # what has come of each rank, None when it could not be kept
+        self.logs: dict[tuple[int, int], IO[bytes]] = {}
+
+    def tell(self, message: Any) -> None:
+        """Queue a message for its agent."""
+        self.outbox.post(m.MESSAGE, p.encode(message))
+
+
+class Hub:
+    """See the module. The agent's condition guards what several threads look at."""
+
+    def __init__(self, plan: p.Plan, folder: RunFolder, io: AgentIO) -> None:
+        """Listen.
+
+        Raises:
+            NodeError: the port is taken, or the address is not one of this machine.
+        """
+        assert plan.nodes is not None
+        self._plan, self._nodes, self._folder, self._io = plan, plan.nodes, folder, io
+        self._context = tls.server_context(plan.nodes.identity)
+        self._token = parse_token(plan.nodes.token)
+        try:
+            self._listener = listen(plan.nodes.address, plan.nodes.port)
+        except OSError as error:
+            raise NodeError.port(plan.nodes.address, plan.nodes.port, error) from error
+        self.meeting = Meeting(io.condition, lambda message: self._take_from(0, message))
+        self._peers: list[Peer] = []
+        self._waiting: list[socket.socket] = []
+        self._refusals: set[tuple[str, str]] = set()
+        self._is_closing = False
+        self._begin = c.Begin(-1, (), 0)
+        self._coordinator = c.Coordinator(
+            least=plan.nodes.least,
+            most=plan.nodes.most,
+            max_restarts=plan.max_restarts,
+            last_call_s=plan.nodes.last_call,
+            join_timeout_s=plan.nodes.join_timeout,
+            now=time.monotonic(),
+        )
+        self._coordinator.join("this machine")
+
+    def start(self) -> None:
+        """Say where others can join, and let them."""
+        host, port = self._listener.getsockname()[:2]
+        plan = self._plan
+        self._io.record(p.NodeJoined(at=time.time(), node=0, name="this machine", n_ranks=plan.world_size, devices=plan.devices))
+        self._io.record(p.NodesAwaited(at=time.time(), address=host, port=port))
+        for target, name in ((self._accept, "ice-accept"), (self._keep_time, "ice-nodes")):
+            threading.Thread(target=target, name=name, daemon=True).start()
+
+    def close(self) -> int:
+        """End with the run: other nodes end too, and have their ranks' grace for it. Returns how many did not."""
+        condition = self._io.condition
+        with condition:
+            self._is_closing = True
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # a close alone would not reach who accepts
+            self._listener.close()
+            for sock in self._waiting:
+                sock.close()
+            peers = list(self._peers)
+            if not self._coordinator.is_over:  # else they know, and end by themselves, in their own words
+                self._tell_stop("the run has ended")
+            condition.notify_all()
+            condition.wait_for(lambda: self._io.is_urgent or not self._peers, self._plan.grace + LEAVE_WAIT_S)
+            if self._io.is_urgent:
+                condition.wait_for(lambda: not self._peers, LEAVE_WAIT_S)
+            left = list(self._peers)
+        for peer in peers:
+            peer.channel.close()
+        return len(left)
+
+    # ---- who comes
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, address = self._listener.accept()
+            except OSError:
+                if self._is_closing:
+                    return
+                time.sleep(0.1)  # no descriptor is left just now
+                continue
+            with self._io.condition:
+                self._waiting.append(sock)
+                crowded = self._waiting.pop(0) if len(self._waiting) > WAITING_PEERS else None
+            if crowded is not None:
+                with contextlib.suppress(OSError):
+                    crowded.shutdown(socket.SHUT_RDWR)
+            threading.Thread(target=self._welcome, args=[sock, str(address[0])], name="ice-welcome", daemon=True).start()
+
+    def _welcome(self, sock: socket.socket, address: str) -> None:
+        """Take a peer through proof and versions, and serve it to its end."""
+        try:
+            try:
+                stream = tls.accept(sock, self._context, self._token)
+            finally:
+                with self._io.condition, contextlib.suppress(ValueError):
+                    self._waiting.remove(sock)
+            channel = Channel(stream)  # type: ignore[arg-type] # it has what a channel needs of a socket
+            peer = self._admit(channel, address)
+        except NodeError as error:
+            self._refuse(address, str(error))
+            return
+        except (OSError, EOFError, msgspec.MsgspecError) as error:
+            self._refuse(address, str(NodeError.no_proof(error)))
+            return
+        try:
+            self._serve(peer)
+        except (OSError, EOFError):
+            pass  # gone: what follows from that is seen to below
+        except (msgspec.MsgspecError, ValueError, KeyError) as error:
+            self._lose(peer, f"was lost: it sent what cannot be read ({error})")
+        finally:
+            self._forget(peer)
+
+    def _admit(self, channel: Channel, address: str) -> Peer:
+        """Give a node that fits the plan and what it needs for it, and count it once it is equipped.
+
+        Raises:
+            NodeError: it does not fit, or there is no room for it.
+        """
+        try:
+            hello = m.decode(channel.receive().body)
+            m.check_versions(hello, m.hello())
+            self._check_room()
+            nodes = p.replace(self._nodes, token="", identity="", is_first=False)
+            channel.send(m.MESSAGE, p.encode(m.Welcome(plan=p.replace(self._plan, environment={}, nodes=nodes))))
+            for name, path in (("sources", self._plan.sources), ("payload", self._plan.payload)):
+                send_file(channel, Path(path), what=name)
+            equipped = m.decode(channel.receive().body)
+            with self._io.condition:
+                self._check_room()
+                peer = Peer(channel, f"{hello.host}, {address}")
+                peer.id = self._coordinator.join(peer.name)
+                self._peers.append(peer)
+                self._io.record(
+                    p.NodeJoined(at=time.time(), node=peer.id, name=peer.name, n_ranks=equipped.n_ranks, devices=equipped.devices)
+                )
+        except NodeError as error:
+            with contextlib.suppress(OSError):
+                channel.send(m.MESSAGE, p.encode(m.Refused(why=str(error))))
+            channel.close()
+            raise
+        except BaseException:
+            channel.close()
+            raise
+        peer.outbox.start()
+        return peer
+
+    def _check_room(self) -> None:
+        if self._is_closing or self._io.stop is not None or self._coordinator.is_over:
+            raise NodeError.over()
+        if self._coordinator.is_full:
+            raise NodeError.full(self._nodes.most)
+
+    def _refuse(self, address: str, reason: str) -> None:
+        with self._io.condition:
+            refusal = address, reason
+            if refusal not in self._refusals and len(self._refusals) < REFUSALS_RECORDED and not self._is_closing:
+                self._refusals.add(refusal)  # a torchrun tries again and again
+                self._io.record(p.NodeRefused(at=time.time(), address=address, reason=reason))
+
+    def _lose(self, peer: Peer, why: str) -> None:
+        with self._io.condition:
+            is_expected = self._is_closing or self._coordinator.is_over or self._io.stop is not None
+            if not is_expected and peer.id in self._coordinator.nodes:
+                self._io.record(p.NodeLeft(at=time.time(), node=peer.id, name=peer.name, reason=why))
+                self._obey(self._coordinator.lose(peer.id, why, time.monotonic()))
+
+    def _forget(self, peer: Peer) -> None:
+        """See to the end of a connection."""
+        peer.channel.close()
+        with self._io.condition:
+            self._lose(peer, "was lost")
+            with contextlib.suppress(ValueError):
+                self._peers.remove(peer)
+            self._io.condition.notify_all()
+        for incoming in peer.files.values():
+            incoming.drop()
+        for log in peer.logs.values():
+            log.close()
+
+    # ---- what is to be done
+
+    def _take_from(self, node: int, message: Any) -> None:
+        """Hear a node, this one among them."""
+        with self._io.condition:
+            now = time.monotonic()
+            if isinstance(message, m.Ready):
+                self._obey(self._coordinator.ready(node, now))
+            elif isinstance(message, m.Done):
+                self._obey(self._coordinator.done(node, message.number))
+            elif isinstance(message, m.RoundFailed):
+                self._obey(self._coordinator.failed(node, message, now))
+            elif isinstance(message, m.StoreMade):
+                self._begin_elsewhere(message)
+            self._io.condition.notify_all()  # the time of the next look may have changed
+
+    def _obey(self, orders: list[c.Order]) -> None:
+        for order in orders:
+            if isinstance(order, c.Begin):
+                self._begin = order
+                self.meeting.take(self._round(order, 0, 0))
+            elif isinstance(order, c.Finished):
+                self._tell_all(m.Finish(number=order.number))
+            else:
+                if order.root is not None:
+                    self._io.record(
+                        p.AttemptFailed(at=time.time(), attempt=order.number, root=order.root, restarting=order.restarting)
+                    )
+                elif order.number >= 0:
+                    self._io.record(
+                        p.RoundEnded(at=time.time(), attempt=order.number, reason=order.why, restarting=order.restarting)
+                    )
+                # With a root cause the report names it.
+                self._tell_all(
+                    m.Over(number=order.number, restarting=order.restarting, why="" if order.root is not None else order.why)
+                )
+
+    def _round(self, begin: c.Begin, node: int, port: int) -> m.Round:
+        return m.Round(
+            number=begin.number,
+            group_rank=begin.members.index(node),
+            group_world_size=len(begin.members),
+            restarts=begin.restarts,
+            address=self._plan.master_addr,
+            port=port,
+        )
+
+    def _begin_elsewhere(self, made: m.StoreMade) -> None:
+        """The store of the round is up: the other nodes may come."""
+        if made.number == self._begin.number:
+            for peer in self._peers:
+                if peer.id in self._begin.members:
+                    peer.tell(self._round(self._begin, peer.id, made.port))
+
+    def _tell_all(self, message: Any) -> None:
+        self.meeting.take(message)
+        for peer in self._peers:
+            peer.tell(message)
+
+    def _tell_stop(self, reason: str) -> None:
+        stop = self._io.stop
+        is_urgent = self._io.is_urgent or (stop is not None and not stop.ask)
+        for peer in self._peers:
+            peer.outbox.post("stop", reason=reason, urgent=is_urgent)
+
+    def _keep_time(self) -> None:
+        """Have the coordinator look at the clock when it wants to, and pass on that the run is being stopped."""
+        io = self._io
+        told = (False, False)
+        with io.condition:
+            while not self._is_closing:
+                deadline = self._coordinator.deadline
+                io.condition.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                self._obey(self._coordinator.tick(time.monotonic()))
+                asked = (io.stop is not None, io.is_urgent)
+                if asked != told and io.stop is not None:
+                    self._tell_stop(io.stop.reason)
+                    told = asked
+
+    # ---- what nodes say
+
+    def _serve(self, peer: Peer) -> None:
+        while True:
+            frame = peer.channel.receive()
+            if frame.kind == "output":
+                self._take_output(peer, frame)
+            elif frame.kind == "progress":
+                self._io.outbox.post_progress(frame.fields["attempt"], frame.fields["rank"], frame.fields["bars"])
+            elif frame.kind == FILE:
+                self._take_piece(peer, frame)
+            elif frame.kind == "event":
+                self._take_event(peer, p.decode_event(frame.body))
+            elif frame.kind == m.MESSAGE:
+                message = m.decode(frame.body)
+                if isinstance(message, m.Leaving):
+                    self._lose(peer, message.why)
+                else:
+                    self._take_from(peer.id, message)
+
+    def _take_event(self, peer: Peer, event: Any) -> None:
+        now = time.time()  # clocks differ from machine to machine: that of this one counts
+        if isinstance(event, _FORWARDED | p.AttemptBegun):
+            if isinstance(event, p.AttemptBegun):
+                for rank in event.ranks:
+                    self._folder.make_rank_dir(event.attempt, rank.rank)
+                event = p.replace(event, ranks=tuple(p.replace(rank, node=peer.id) for rank in event.ranks))
+            self._io.record(p.replace(event, at=now))
+        elif isinstance(event, p.RankFailed):
+            self._io.record(p.replace(event, at=now, failure=p.replace(event.failure, at=now)))
+        elif isinstance(event, p.RankReturned):
+            self._io.record(p.replace(self._take_returned(peer, event), at=now))
+        elif isinstance(event, p.RunEnded):
+            self._lose(peer, f"was lost: {event.reason}" if event.reason else "left")
+
+    def _take_output(self, peer: Peer, frame: Frame) -> None:
+        attempt, rank = int(frame.fields["attempt"]), int(frame.fields["rank"])
+        log = peer.logs.get((attempt, rank))
+        if log is None:
+            self._folder.make_rank_dir(attempt, rank)
+            log = peer.logs[attempt, rank] = self._folder.output_log(attempt, rank).open("ab", buffering=0)
+        with contextlib.suppress(OSError):  # the disk is full: the run goes on, and what is shown live is still shown
+            log.write(frame.body)
+        self._io.outbox.post_output(attempt, rank, frame.body)
+
+    # ---- files
+
+    def _take_piece(self, peer: Peer, frame: Frame) -> None:
+        """Write a piece of a value, or of an exception, to where a rank of this machine would have put it."""
+        attempt, rank, is_value = int(frame.fields["attempt"]), int(frame.fields["rank"]), frame.fields["what"] == "value"
+        key = attempt, rank, is_value
+        incoming = peer.files.get(key)
+        if incoming is None:
+            self._folder.make_rank_dir(attempt, rank)
+            places = [self._folder.result_file(attempt, rank) if is_value else self._folder.exception_file(attempt, rank)]
+            if is_value and self._plan.shared_dir is not None:
+                places.insert(0, Path(self._plan.shared_dir) / f"{attempt}.{rank}")
+            incoming = peer.files[key] = IncomingFile(places, int(frame.fields["size_bytes"]))
+        if incoming.take(frame):
+            del peer.files[key]
+            if is_value:
+                peer.values[attempt, rank] = incoming.path if incoming.error is None else None
+
+    def _take_returned(self, peer: Peer, event: p.RankReturned) -> Any:
+        """Return the event for here: the value's file lies elsewhere, or could not be kept."""
+        path = peer.values.pop((event.attempt, event.rank), None)
+        if path is None:
+            reason = str(ResultError.no_room(event.rank, event.value.size_bytes))
+            return p.ValueLost(at=event.at, attempt=event.attempt, rank=event.rank, reason=reason)
+        return p.replace(event, value=p.replace(event.value, path=str(path)))

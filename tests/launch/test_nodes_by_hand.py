@@ -1,0 +1,135 @@
+"""Nodes that are each started by hand meet by torchrun's static and c10d options, without a token."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from support import HANG_S, left_of, wait_printed, wait_until
+from test_nodes import alone_or_wait, meet
+
+from ice_notebook import launcher, planning
+from ice_notebook import protocol as p
+from ice_notebook.agents import AgentProcess
+from ice_notebook.launch_options import LaunchOptions
+from ice_notebook.run import Run
+
+
+@pytest.fixture
+def node() -> Iterator[Callable[..., Run]]:
+    """Return `node(function, *args, **options)`, which starts one node of several; what follows from its options is in the plan alone."""
+    runs: list[Run] = []
+
+    def begin(function: Callable[..., Any], *args: Any, **asked: Any) -> Run:
+        options = LaunchOptions.of({"devices": "cpu:0", "by_value": "test_nodes", **asked}).validate_by_hand()
+        with launcher._prepare_run(options, *launcher.read_call(function, args, {})) as run:
+            run.plan = p.replace(run.plan, nodes=None, group=planning.make_group_plan(options))
+            agent = AgentProcess(run.plan.preparation())
+            agent.run(run.plan)
+            run.start(agent, run.plan)
+        runs.append(run)
+        return run
+
+    yield begin
+    for run in runs:
+        run.kill()
+        assert run.wait(30)
+        wait_until(lambda run=run: not left_of(run.plan.marker), 5)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_static_nodes_meet_on_one_port_in_either_order(node, port, first):
+    begin = functools.partial(node, meet, nnodes=2, master_port=port)
+    runs = {rank: begin(node_rank=rank) for rank in (first, 1 - first)}
+    for rank in (0, 1):
+        assert runs[rank].wait(HANG_S)
+        assert dict(runs[rank].results) == {rank: (rank, 2, 3.0)}, runs[rank]
+
+
+def test_static_nodes_start_anew_together(node, port):
+    def work():
+        import os
+
+        import torch
+        import torch.distributed as dist
+
+        dist.all_reduce(torch.ones(1))
+        if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            raise ValueError("once more")
+        dist.all_reduce(torch.ones(1))
+        return int(os.environ["MASTER_PORT"])
+
+    runs = [node(work, nnodes=2, master_port=port, node_rank=rank, max_restarts=2) for rank in (0, 1)]
+    for rank, run in enumerate(runs):
+        assert run.wait(HANG_S)
+        assert dict(run.results) == {rank: port}, run
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"node_rank": 0}, "The nodes did not all meet at 127.0.0.1:{port} within 1 s: 1 of 2 did."),
+        ({"node_rank": 1}, "The nodes did not all meet at 127.0.0.1:{port} within 1 s: 0 of 2 did."),
+    ],
+)
+def test_a_static_node_that_stays_alone_says_so(node, port, options, sentence):
+    run = node(meet, nnodes=2, master_port=port, rdzv_configs="timeout=1", **options)
+    assert run.wait(HANG_S)
+    assert run.phase == "failed"
+    assert str(run.exception()).startswith(sentence.format(port=port))
+
+
+def test_c10d_nodes_come_and_go(node, port, tmp_path):
+    end = tmp_path / "end"
+    common: Any = {
+        "nnodes": "1:2",
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": f"127.0.0.1:{port}",
+        "rdzv_configs": "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3",
+        "max_restarts": 2,
+    }
+    first = node(alone_or_wait, str(end), **common)
+    wait_printed(first, "world 1", [0])
+    second = node(alone_or_wait, str(end), **common)
+    wait_until(lambda: any("world 2" in first.output(0, attempt.number) for attempt in first.state.attempts if attempt.ranks))
+    second.stop()
+    assert second.wait(HANG_S)
+    wait_until(lambda: len(first.state.attempts) > 2 and "world 1" in first.output(*first.state.ranks))
+    end.touch()
+    assert first.wait(HANG_S)
+    assert dict(first.results) == {0: (0, 1)}, first
+
+
+@pytest.mark.parametrize("backend", ["static", "c10d"])
+def test_a_node_that_waits_for_another_stops_at_once(node, port, backend):
+    place = {"master_port": port} if backend == "static" else {"rdzv_endpoint": f"127.0.0.1:{port}"}
+    run = node(meet, nnodes=2, rdzv_backend=backend, **place)
+    with contextlib.suppress(TimeoutError):  # the store listens: the agent waits
+        wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+    run.stop()
+    assert run.wait(20)
+    assert run.phase == "stopped"
+
+
+def test_a_node_that_is_done_does_not_wait_for_one_that_has_failed(node, port):
+    def work():
+        import os
+
+        if os.environ["RANK"] == "1":
+            raise ValueError("bad loss")
+
+    runs = [node(work, nnodes=2, master_port=port, node_rank=rank, dist_init="no") for rank in (0, 1)]
+    for run in runs:
+        assert run.wait(HANG_S)  # torch would wait for five minutes
+    assert [run.phase for run in runs] == ["succeeded", "failed"]
