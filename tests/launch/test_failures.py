@@ -10,6 +10,8 @@ from support import left_of
 
 from ice_notebook import RunFailed
 
+START_METHOD = "forkserver"  # see conftest.py
+
 
 class Strange(Exception):
     """Cannot be pickled: it holds what cannot travel, and its constructor wants more than a message."""

@@ -12,6 +12,8 @@ import pytest
 from ice_notebook import ElasticLauncher, RunFailed, get_current_launcher
 from ice_notebook.errors import CellError, DeviceError, FrozenError, OptionError
 
+START_METHOD = "forkserver"  # see conftest.py
+
 
 def run_script(path: Path, text: str, *command: str) -> subprocess.CompletedProcess[str]:
     path.write_text(textwrap.dedent(text))

@@ -20,6 +20,8 @@ from ice_notebook.errors import LaunchError, ResultError, RunStopped
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")
 
+START_METHOD = "forkserver"  # see conftest.py
+
 
 # ---- the mapping -----------------------------------------------------------------------------------------------------------------------
 
