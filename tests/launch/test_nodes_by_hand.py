@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,3 +135,36 @@ def test_a_node_that_is_done_does_not_wait_for_one_that_has_failed(node, port):
     for run in runs:
         assert run.wait(HANG_S)  # torch would wait for five minutes
     assert [run.phase for run in runs] == ["succeeded", "failed"]
+
+
+SCRIPT = """
+import os, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+total = torch.tensor([float(dist.get_rank() + 1)])
+dist.all_reduce(total)
+print("rank", dist.get_rank(), "of", dist.get_world_size(), "node", os.environ["GROUP_RANK"], total.item())
+dist.destroy_process_group()
+"""
+MEETINGS = {
+    "static": "--node-rank {n} --master-addr 127.0.0.1 --master-port {port}",
+    "c10d": "--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port} --rdzv-id job",
+}
+
+
+@pytest.mark.parametrize("meeting", MEETINGS.values(), ids=list(MEETINGS))
+def test_a_script_is_started_on_each_node_as_with_torchrun(tmp_path, port, meeting):
+    script = tmp_path / "meet.py"
+    script.write_text(SCRIPT)
+    nodes = [
+        subprocess.Popen(
+            [*[sys.executable, "-m", "ice_notebook", "launch", "--nproc-per-node", "1", "--nnodes", "2"], *words, str(script)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for words in (meeting.format(n=n, port=port).split() for n in (1, 0))
+    ]
+    said = [node.communicate(timeout=2 * HANG_S)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    lines = sorted(line for text in said for line in text.splitlines() if " of " in line)
+    assert lines == [f"[{rank}] rank {rank} of 2 node {rank} 3.0" for rank in (0, 1)]
