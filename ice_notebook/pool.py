@@ -112,6 +112,11 @@ class Standby:
         processes.sweep(self.preparation.marker)
 
 
+def wants_forks(asked: p.Plan | p.Preparation) -> bool:
+    """Return whether ranks are to be forked."""
+    return asked.start_method == "forkserver"
+
+
 def why_not(mine: p.Preparation, readiness: p.Readiness | None, its: p.Preparation, early: frozenset[str] | None) -> str:
     """Return why processes that got ready for one thing cannot be used for another, in a few words; empty when they can.
 
@@ -163,7 +168,7 @@ class Pool:
     def start(self, plan: p.Plan, write: Callable[[p.Plan], None], wish: Wish, *, uses: bool = True) -> tuple[AgentProcess, p.Plan]:
         """Return an agent that does a plan, and the plan as it does it. `write` is called with that plan before anything runs.
 
-        With `uses` it may be one that stands by.
+        With `uses` it may be one that stands by, or come from the fork server; without, it does only if ranks are to be forked.
         """
         self._wanted_modules = wish.preload
         note = ""
@@ -181,13 +186,13 @@ class Pool:
         settled = p.replace(plan, start_note=note)
         write(settled)
         with self._lock:
-            agent = self._new_agent(p.replace(settled.preparation(), is_at_once=True))
+            preparation = p.replace(settled.preparation(), is_at_once=True)
+            agent = self._new_agent(preparation) if uses or wants_forks(plan) else AgentProcess(preparation)
         agent.run(settled)
         return agent, settled
 
     def _new_agent(self, preparation: p.Preparation) -> AgentProcess:
         """Return an agent from the fork server, if there is one, or if ranks are to be forked; else a fresh one."""
-        wants_forks = preparation.start_method == "forkserver"
         server = self._server
         if server is not None:
             server.look()
@@ -195,9 +200,9 @@ class Pool:
                 server.retire()  # a launch may still wait for its import
                 self._retired.append(server)
                 self._server = server = None
-        if server is None and wants_forks:
+        if server is None and wants_forks(preparation):
             server = self._server = self._new_server(preparation)
-        if server is None or not (wants_forks or server.is_forking):
+        if server is None or not (wants_forks(preparation) or server.is_forking):
             return AgentProcess(preparation)
         return ForkedAgent(preparation, server)
 

@@ -322,7 +322,14 @@ def test_a_torch_that_does_not_start_its_workers_through_start_processes_is_noti
     from ice_notebook.agent.elastic import IceAgent
 
     plan = SimpleNamespace(
-        rdzv_id="none", master_addr="127.0.0.1", master_port=0, role="default", world_size=2, name="work", max_restarts=0
+        rdzv_id="none",
+        master_addr="127.0.0.1",
+        master_port=0,
+        role="default",
+        world_size=2,
+        name="work",
+        max_restarts=0,
+        group=None,
     )
     agent = IceAgent(plan, None, None)
     monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda self, group: {0: 1, 1: 2})
@@ -335,7 +342,7 @@ def test_a_fault_of_the_agent_is_told_as_such_and_leaves_nothing(launch, tmp_pat
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nif any('agent.main' in argument for argument in sys.orig_argv):\n    sys.modules['torch'] = None\n"
     )
-    run = launch(lambda: 1, n=1, dist_init="no", env={"PYTHONPATH": str(tmp_path)})
+    run = launch(lambda: 1, n=1, dist_init="no", env={"PYTHONPATH": str(tmp_path)}, start_method="spawn", standby="off")
     assert run.phase == "failed"
     assert str(run.exception()).startswith("the agent failed: "), run
     assert left_of(run.plan.marker) == []

@@ -176,7 +176,7 @@ def test_a_launch_asks_nobody_for_a_host_name(launch, tmp_path):
         dist.all_reduce(torch.ones(1))
 
     path = os.pathsep.join(entry for entry in (str(tmp_path), os.environ.get("PYTHONPATH")) if entry)
-    run = launch(work, env={"PYTHONPATH": path})
+    run = launch(work, env={"PYTHONPATH": path}, start_method="spawn", standby="off")
     assert run.phase == "succeeded", run
     patched = {int(path.name.split()[1]) for path in tmp_path.glob("patched *")}
     assert {run.state.agent_pid, *(rank.pid for rank in run.state.ranks.values())} <= patched
