@@ -138,7 +138,7 @@ class ElasticLauncher(context.Context):
                     run.plan,
                     RunFolder(run.folder).write_plan,
                     _wish(options, run.plan),
-                    uses=options.standby != "off" and run.plan.script is None,
+                    uses=options.standby != "off",
                 )
             except OSError as error:
                 raise LaunchError.payload(error) from error

@@ -172,7 +172,7 @@ class Pool:
         """
         self._wanted_modules = wish.preload
         note = ""
-        if uses:
+        if uses and plan.script is None:  # a script starts in a process that has imported nothing
             while (found := self._pick(plan)) is not None:
                 standby, note = found
                 if standby is None:
