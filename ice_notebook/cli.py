@@ -52,7 +52,9 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
             raise OptionError.no_command(words[0], ["launch", "join"])
         if words[1:2] and words[1] in _HELP_WORDS[:2]:
             _leave(help_text(Surface.CLI), OK)
-        sys.exit(launch(words[1:]))
+        status = launch(words[1:])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # how it ended is settled
+        sys.exit(status)
     except IceNotebookError as error:
         _complain(error)
         sys.exit(USAGE)

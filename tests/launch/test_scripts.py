@@ -341,7 +341,7 @@ def test_a_signal_to_the_launcher_stops_the_run_in_order(script, number, status,
 
 def test_a_second_interrupt_kills(script):
     train = script(
-        "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: print('asked'))\nprint('in')\nwhile True:\n    time.sleep(0.01)\n"
+        "import signal, time\nsignal.signal(signal.SIGINT, lambda *_: print('asked'))\nprint('in')\nwhile True:\n    pass\n"
     )
     process = ice_notebook("--grace", "1000", train)
     shown = ""
