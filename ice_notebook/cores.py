@@ -1,7 +1,8 @@
-"""Whether this machine has a processor to spare: what gets ready for later must not slow down what runs now."""
+"""Who gets this machine's processors: what gets ready for later must not slow down what runs now, and ranks not what shows them."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from collections.abc import Callable
 import psutil
 
 LOOK_S = 0.25  # between two looks: shorter ones take the gap between two batches for leisure
+_WEIGHT_PER_NICE = 1.25  # of one step, by man 7 sched
+_MOST_NICE = 19
+ASK_AGAIN_S = 0.1
 _IDLE_CORES = 0.9  # some time always goes to others
 
 
@@ -39,6 +43,25 @@ def wait_for_leisure(is_over: Callable[[float], bool], at_most_s: float) -> bool
             return False
         if leisure.look():
             break
+    return True
+
+
+def weigh_as_part(pid: int, count: int) -> bool:
+    """Have a process, the leader of a session, weigh `1 / count` of a session when processors are short; False: to be asked again later.
+
+    Linux divides processors among sessions first (`sched_autogroup`, man 7 sched): eight ranks that never rest would get eight shares where
+    notebook server and browser get one, and the page would stand still. Ordinary users may say this to the system once every ASK_AGAIN_S.
+    """
+    nice = min(round(math.log(count, _WEIGHT_PER_NICE)), _MOST_NICE)
+    if not nice:
+        return True
+    try:
+        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as group:
+            group.write(str(nice))
+    except BlockingIOError:
+        return False
+    except OSError:  # a system that has no such thing: it runs with the share that it has
+        return True
     return True
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, RunProcsResult, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from ice_notebook import context, processes
+from ice_notebook import context, cores, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting, RunOverError
@@ -184,6 +185,7 @@ class RankContext:
         for rank in self._ranks:
             with contextlib.suppress(OSError):  # killed in this very moment: its end is its report
                 rank.channel.send("begin")
+        threading.Thread(target=self._share_processors, name="ice-shares", daemon=True).start()
         self._spares = Spares(io, len(self._ranks))
         if self._restarts_left > 0:
             self._spares.start()
@@ -278,6 +280,15 @@ class RankContext:
             self._io.start_ranks(len(self._ranks) - self._io.unplaced)  # they import torch while the old ones are ended
 
     # ---- steps
+
+    def _share_processors(self) -> None:
+        """Have the ranks, each in a session of its own, weigh together what one session weighs."""
+        io, left = self._io, list(self._ranks)
+        while left:
+            with io.condition:  # a rank that is still in the list has not been reaped: its number is its own
+                left = [rank for rank in left if rank in io.ranks and not cores.weigh_as_part(rank.pid, len(self._ranks))]
+                if left:
+                    io.condition.wait(cores.ASK_AGAIN_S)
 
     def _take(self, count: int) -> tuple[list[RankProcess], bool]:
         """Return ready processes, starting what is missing, and whether nobody had to wait for them. This is where a rank comes from."""
@@ -462,8 +473,6 @@ def start_clock(plan: p.Plan, io: AgentIO) -> None:
     """Stop the run when its time is over."""
     if plan.timeout is None:
         return
-    import threading  # noqa: PLC0415
-
     timer = threading.Timer(plan.timeout, io.request_stop, [StopRequest(TIMEOUT)])
     timer.daemon = True
     timer.start()
