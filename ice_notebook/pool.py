@@ -302,7 +302,11 @@ class Pool:
     def _run(self) -> None:
         while True:
             with self._lock:
-                wait_s = self._step()
+                try:
+                    wait_s = self._step()
+                except OSError:  # no more processes, or no memory: launches start cold, and say what is wrong if they cannot either
+                    self.stop()
+                    wait_s = None
                 if wait_s is None:
                     self._thread = None
                     return

@@ -471,3 +471,18 @@ def test_they_end_after_an_idle_time(launch, standby, monkeypatch):
     pool()._wake()
     wait_until(lambda: not left_of(marker))
     assert pool().describe() == "No ranks stand by."
+
+
+def test_a_machine_that_has_no_room_for_more_processes_goes_without(launch, standby, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    standing = standby()
+    run = launch(who)
+    assert start_of(run) == ["standby"]
+    standing.stop()
+    with monkeypatch.context() as full:
+        full.setattr("ice_notebook.pool.Standby", refuse)
+        standing.prepare(make_preparation(1))
+        wait_until(lambda: not standing.is_on and standing._thread is None)
+    assert launch(who).phase == "succeeded"
