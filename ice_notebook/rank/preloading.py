@@ -120,7 +120,8 @@ _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 def _harm(environment: dict[str, str]) -> str | None:
     """Return what an import has done that a later run would not expect, None when nothing."""
-    changed = [name for name in {**os.environ, **environment} if os.environ.get(name) != environment.get(name)]
+    now = dict(os.environ)  # a copy: a look at each would count as one that an import has taken
+    changed = [name for name in {**now, **environment} if now.get(name) != environment.get(name)]
     if changed:
         return f"its import sets {', '.join(sorted(changed))}"
     return "its import opens a GPU" if has_gpu_open() else None

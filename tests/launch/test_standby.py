@@ -235,6 +235,9 @@ def test_what_ranks_have_imported_the_next_ones_have_already(launch, standby):
     standby()
     assert launch(work).phase == "succeeded"
     wait_until(lambda: is_ready() and "sympy" in pool().describe())
+    known = set(os.environ)
+    assert all("PYTORCH_JIT" in each.readiness.environment for each in pool()._sets), "which torch looks for"
+    assert not any({"XDG_CACHE_HOME", "ICE_NOTEBOOK_STANDBY"} & known & set(each.readiness.environment) for each in pool()._sets)
     run = launch(loaded, "sympy")
     assert dict(run.results) == {0: True, 1: True}
     assert run.plan.preloaded["sympy"] > 0
