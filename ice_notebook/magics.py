@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
@@ -77,13 +78,7 @@ class ElasticMagics(Magics):
     @line_magic
     def elastic_devices(self, line: str) -> Any:
         __tracebackhide__ = True
-        if wants_help(line):
-            print(_DEVICES_HELP)  # noqa: T201 - what was asked for
-            return None
-        try:
-            return self._set_devices(line.strip())
-        except IceNotebookError as error:
-            raise error.with_traceback(None) from error.__cause__
+        return _answer(line, _DEVICES_HELP, self._set_devices)
 
     elastic_devices.__doc__ = _DEVICES_HELP
 
@@ -92,18 +87,12 @@ class ElasticMagics(Magics):
     @line_magic
     def elastic_standby(self, line: str) -> None:
         __tracebackhide__ = True
-        if wants_help(line):
-            print(_STANDBY_HELP)  # noqa: T201 - what was asked for
-            return
-        try:
-            print(self._set_standby(line.strip()))  # noqa: T201 - the answer to a command
-        except IceNotebookError as error:
-            raise error.with_traceback(None) from error.__cause__
+        _answer(line, _STANDBY_HELP, self._set_standby)
 
     elastic_standby.__doc__ = _STANDBY_HELP
 
-    def _set_standby(self, text: str) -> str:
-        """Do what the line says, and return how it stands."""
+    def _set_standby(self, text: str) -> None:
+        """Do what the line says, and say how it stands."""
         if text:
             wanted = read_value(TABLE.options["standby"], text, self.shell.user_ns)
             pool().default = wanted
@@ -112,7 +101,7 @@ class ElasticMagics(Magics):
             elif wanted != "auto":
                 check_platform()
                 pool().prepare(make_preparation(wanted))
-        return pool().describe()
+        print(pool().describe())  # noqa: T201 - the answer to a command
 
     def _set_devices(self, text: str) -> Any:
         """Set the devices of launches that name none, and return the picker that is to be shown, if one is."""
@@ -226,6 +215,18 @@ class ElasticMagics(Magics):
         if not callable(namespace[name]):
             raise CellError.no_function(name, namespace[name])
         return namespace[name]
+
+
+def _answer(line: str, help_page: str, act: Callable[[str], Any]) -> Any:
+    """Print the help of a line magic when its line asks for it, and do what it says otherwise."""
+    __tracebackhide__ = True
+    if wants_help(line):
+        print(help_page)  # noqa: T201 - what was asked for
+        return None
+    try:
+        return act(line.strip())
+    except IceNotebookError as error:
+        raise error.with_traceback(None) from error.__cause__
 
 
 def load(shell: Any) -> None:

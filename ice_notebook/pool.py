@@ -70,8 +70,8 @@ class Standby:
 
     def __init__(self, agent: AgentProcess) -> None:
         self.agent = agent
-        self.preparation = preparation = agent.preparation
-        self.preload = set(preparation.preload)
+        self.preparation = agent.preparation
+        self.preload = set(agent.preparation.preload)
         self.readiness: p.Readiness | None = None  # None: it still imports
         self.is_spoiled = False
         self.is_gone = False
@@ -103,7 +103,7 @@ class Standby:
         """Return why a launch cannot use it, in a few words; empty when it can."""
         if self.preparation.start_method != "spawn" and plan.start_method == "spawn":
             return "start_method changed"
-        return why_not(self.preparation, self.readiness, plan.preparation(), early)
+        return why_not(self.preparation, plan.preparation(), early)
 
     def close(self) -> None:
         """End it, and whatever its imports may have started."""
@@ -117,12 +117,11 @@ def wants_forks(asked: p.Plan | p.Preparation) -> bool:
     return asked.start_method == "forkserver"
 
 
-def why_not(mine: p.Preparation, readiness: p.Readiness | None, its: p.Preparation, early: frozenset[str] | None) -> str:
+def why_not(mine: p.Preparation, its: p.Preparation, early: frozenset[str] | None) -> str:
     """Return why processes that got ready for one thing cannot be used for another, in a few words; empty when they can.
 
     Args:
         mine: what they were started with.
-        readiness: what they say of their imports, None when these go on.
         its: what a launch wants.
         early: names of variables that imports have looked for; None when that is not known, and each may be one.
     """
@@ -130,8 +129,6 @@ def why_not(mine: p.Preparation, readiness: p.Readiness | None, its: p.Preparati
         return "another interpreter"
     if mine.boot_path != its.boot_path and (elsewhere := _differing(_origins(mine.boot_path), _origins(its.boot_path))):
         return f"sys.path finds another {join(elsewhere, 'and')}"
-    if readiness is not None:
-        early = (early or frozenset()) | frozenset(readiness.environment)
     changed = [
         name
         for name in sorted({*mine.environment, *its.environment} - _LATE)
@@ -177,8 +174,8 @@ class Pool:
                 standby, note = found
                 if standby is None:
                     break
-                readiness = standby.readiness or p.Readiness(import_s=0.0, environment=())
-                settled = p.replace(plan, marker=standby.preparation.marker, start_note=note, preloaded=readiness.preloaded)
+                preloaded = (standby.readiness or _NOTHING).preloaded
+                settled = p.replace(plan, marker=standby.preparation.marker, start_note=note, preloaded=preloaded)
                 write(settled)
                 if standby.agent.take(settled):
                     return standby.agent, settled
@@ -193,18 +190,22 @@ class Pool:
 
     def _new_agent(self, preparation: p.Preparation) -> AgentProcess:
         """Return an agent from the fork server, if there is one, or if ranks are to be forked; else a fresh one."""
+        self._look()
+        if self._server is not None and why_not(self._server.preparation, preparation, self._early):
+            self._retire_server()
+        if self._server is None and wants_forks(preparation):
+            self._server = self._new_server(preparation)
         server = self._server
-        if server is not None:
-            server.look()
-            if server.is_gone or why_not(server.preparation, server.readiness, preparation, self._early):
-                server.retire()  # a launch may still wait for its import
-                self._retired.append(server)
-                self._server = server = None
-        if server is None and wants_forks(preparation):
-            server = self._server = self._new_server(preparation)
         if server is None or not (wants_forks(preparation) or server.is_forking):
             return AgentProcess(preparation)
         return ForkedAgent(preparation, server)
+
+    def _retire_server(self) -> None:
+        """Use the fork server for nothing more. A launch may still wait for its import: it does first what it was asked for."""
+        assert self._server is not None
+        self._server.retire()
+        self._retired.append(self._server)
+        self._server = None
 
     def _new_server(self, preparation: p.Preparation) -> ForkServer:
         preload = tuple(self._to_preload()) if preparation.start_method == "forkserver" else ()
@@ -381,28 +382,25 @@ class Pool:
         self._retired = [server for server in self._retired if not server.has_ended()]
         if self._server is not None:
             self._server.look()
-            told = self._server.readiness
-            if told is not None and told.refused:
-                self._refused.update(told.refused)
-                self._spoiled += 1
-            if self._server.is_gone or (told is not None and told.refused):
-                self._server.close()
-                self._server = None
+            if self._has_done_harm(self._server.readiness) or self._server.is_gone:
+                self._retire_server()
         for standby in list(self._sets):
             standby.look()
-            told = standby.readiness
-            if told is not None:
-                self._early = (self._early or frozenset()) | frozenset(told.environment)
-            if told is not None and told.refused:
-                self._refused.update(told.refused)
-                self._spoiled += 1
-            elif standby.is_spoiled:
+            if standby.is_spoiled:
                 self._spoiled = MOST_SPOILED if standby.preload else self._spoiled
                 self._next = self._next if standby.preload else None  # they die without any preload: a cold start will say why
-            elif not standby.is_gone:
-                continue
-            self._sets.remove(standby)
-            standby.close()
+            if self._has_done_harm(standby.readiness) or standby.is_spoiled or standby.is_gone:
+                self._sets.remove(standby)
+                standby.close()
+
+    def _has_done_harm(self, told: p.Readiness | None) -> bool:
+        """Take note of what imports have looked for, and return whether one of them makes the process useless, which it is not to do again."""
+        if told is None:
+            return False
+        self._early = (self._early or frozenset()) | frozenset(told.environment)
+        self._refused.update(told.refused)
+        self._spoiled += bool(told.refused)
+        return bool(told.refused)
 
 
 _NOTHING = p.Readiness(import_s=0.0, environment=())

@@ -33,6 +33,14 @@ def left_of(marker: str) -> list[int]:
     return processes.find_marked(marker)
 
 
+def end_all(runs: Iterable[Any]) -> None:
+    """Kill runs, and see that nothing of them is left."""
+    for run in runs:
+        run.kill()
+        assert run.wait(30)
+        wait_until(lambda run=run: not left_of(run.plan.marker), 5)
+
+
 def wait_printed(run: Any, text: str, ranks: Iterable[int] | None = None, attempt: int | None = None) -> None:
     """Wait until every rank, or each of those given, has printed a text."""
 

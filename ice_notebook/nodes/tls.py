@@ -17,6 +17,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 from ice_notebook.errors import NodeError
 from ice_notebook.nodes.token import NONCE_BYTES, PROOF_BYTES, Token
@@ -193,6 +194,19 @@ def server_context(identity: str) -> ssl.SSLContext:
     return context
 
 
+@contextlib.contextmanager
+def _closed_unless_met(sock: socket.socket, broken: Callable[[OSError | EOFError], NodeError]) -> Iterator[None]:
+    """Close the socket when the two sides do not come to know each other; `broken` says what it means that the connection broke."""
+    try:
+        yield
+    except NodeError:
+        sock.close()
+        raise
+    except (OSError, EOFError) as error:
+        sock.close()
+        raise broken(error) from error
+
+
 def accept(sock: socket.socket, context: ssl.SSLContext, token: Token) -> TlsStream:
     """Return the stream of a peer that has proved the token; the socket is closed otherwise.
 
@@ -200,7 +214,7 @@ def accept(sock: socket.socket, context: ssl.SSLContext, token: Token) -> TlsStr
         NodeError: it has not, or not in time.
     """
     deadline = time.monotonic() + HANDSHAKE_S
-    try:
+    with _closed_unless_met(sock, NodeError.no_proof):
         _look_at_first_bytes(sock, deadline)
         stream = TlsStream(sock, context, is_server=True, deadline=deadline)
         nonce = secrets.token_bytes(NONCE_BYTES)
@@ -210,12 +224,6 @@ def accept(sock: socket.socket, context: ssl.SSLContext, token: Token) -> TlsStr
             raise NodeError.wrong_token()
         stream.sendall(_ACCEPTED)
         stream.forget_deadline()
-    except NodeError:
-        sock.close()
-        raise
-    except (OSError, EOFError) as error:
-        sock.close()
-        raise NodeError.no_proof(error) from error
     return stream
 
 
@@ -246,7 +254,7 @@ def connect(host: str, port: int, token: Token, *, timeout_s: float) -> TlsStrea
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # no authority has signed it: it is known by its fingerprint
-    try:
+    with _closed_unless_met(sock, lambda _: NodeError.no_run(where)):
         stream = TlsStream(sock, context, is_server=False, deadline=deadline)
         if stream.peer_fingerprint() != token.fingerprint:
             raise NodeError.other_run(where)
@@ -257,12 +265,6 @@ def connect(host: str, port: int, token: Token, *, timeout_s: float) -> TlsStrea
         if stream.receive_exactly(1) != _ACCEPTED:
             raise NodeError.token_refused(where)
         stream.forget_deadline()
-    except NodeError:
-        sock.close()
-        raise
-    except (OSError, EOFError) as error:
-        sock.close()
-        raise NodeError.no_run(where) from error
     return stream
 
 

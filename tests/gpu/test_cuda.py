@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support import HANG_S, left_of, wait_until
+from support import HANG_S, end_all
 
 from ice_notebook import ElasticLauncher
 from ice_notebook.machine import inventory
@@ -35,10 +35,7 @@ def launch() -> Iterator[Any]:
         return run
 
     yield begin_and_wait
-    for run in runs:
-        run.kill()
-        assert run.wait(30)
-        wait_until(lambda run=run: not left_of(run.plan.marker), 5)
+    end_all(runs)
 
 
 @pytest.fixture

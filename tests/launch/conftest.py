@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import Kernel, left_of, wait_until
+from support import Kernel, end_all
 
 from ice_notebook import ElasticLauncher
 from ice_notebook.pool import pool
@@ -38,10 +38,7 @@ def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         return run
 
     yield begin
-    for run in runs:
-        run.kill()
-        assert run.wait(30)
-        wait_until(lambda run=run: not left_of(run.plan.marker), 5)
+    end_all(runs)
 
 
 @pytest.fixture

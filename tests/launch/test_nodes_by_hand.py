@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support import HANG_S, left_of, wait_printed, wait_until
+from support import HANG_S, end_all, wait_printed, wait_until
 from test_nodes import alone_or_wait, meet
 
 from ice_notebook import launcher, planning
@@ -37,10 +37,7 @@ def node() -> Iterator[Callable[..., Run]]:
         return run
 
     yield begin
-    for run in runs:
-        run.kill()
-        assert run.wait(30)
-        wait_until(lambda run=run: not left_of(run.plan.marker), 5)
+    end_all(runs)
 
 
 @pytest.fixture
