@@ -379,7 +379,9 @@ class Pool:
 
     def _look(self) -> None:
         """Take what agents and fork server have said, and put away what is of no use."""
-        self._retired = [server for server in self._retired if not server.has_ended()]
+        for server in [server for server in self._retired if server.has_ended()]:
+            self._retired.remove(server)
+            server.close()
         if self._server is not None:
             self._server.look()
             if self._has_done_harm(self._server.readiness) or self._server.is_gone:

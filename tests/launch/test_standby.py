@@ -26,9 +26,14 @@ def is_ready() -> bool:
 
 @pytest.fixture
 def standby(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
-    """Return `standby(n=2)`, which waits until so many ranks stand by, and for nothing else to be there afterwards."""
+    """Return `standby(n=2)`, which waits until so many ranks stand by, and for nothing else to be there afterwards.
+
+    The pool is a new one: what launches of other tests have imported is not preloaded.
+    """
     pool().stop()
-    monkeypatch.setattr(pool(), "default", "auto")
+    made = Pool()
+    made.default = "auto"
+    monkeypatch.setattr("ice_notebook.pool._pool_of", lambda _pid: made)
 
     def stand_by(n: int = 2) -> Pool:
         pool().prepare(make_preparation(n))
@@ -263,15 +268,12 @@ def test_a_module_that_does_harm_is_not_preloaded_again(launch, standby, tmp_pat
         return os.environ.get("SET_BY_AN_IMPORT"), __import__("sys").modules.get("harmful")
 
     standby()
-    pool()._refused.pop("harmful", None)
     launch(variable, preload="harmful")
     wait_until(lambda: reason in pool()._refused.get("harmful", ""))
     wait_until(is_ready)
     run = launch(variable, preload="harmful")
     assert start_of(run) == ["standby"]
     assert run.results[0] == (None, None)
-    pool()._refused.pop("harmful")
-    pool()._spoiled = 0
 
 
 # ---- the fork server -----------------------------------------------------------------------------------------------------------------------
