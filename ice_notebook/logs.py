@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ice_notebook.log_files import Hit, LogFile
-from ice_notebook.terminal import REDRAWN, Terminal, is_plain, plain_text
+from ice_notebook.terminal import MAX_COLUMNS, REDRAWN, Terminal, plain_text
 
 RING_LINES = 5_000
 RING_CHARACTERS = 2_000_000  # of a rank; 5,000 lines of 94 characters need a quarter
-# Redrawn and coloured output costs some 5 MB/s to read: of what comes between two reads, only the end is worth that.
-PENDING_BYTES = 64 * 1024
+# Of what comes between two reads only the end is read, and not more than a view can show: redrawn and coloured output is read at some 5 MB/s,
+# plain output at 60 MB/s, and only counted at memory speed.
+PENDING_BYTES = 64 * 1024  # of a rank
+LEAST_PENDING_BYTES = 16 * 1024  # of one of many
 TAIL_BYTES = 256 * 1024  # of a file of a run that is over: what is before it is read when somebody asks
 BLOCK_LINES = 250  # output that comes line by line is kept in blocks of about this size
+_HEAD_BYTES = 4 * MAX_COLUMNS  # of a line; a character has four at most
 NOTE = "\x01"  # begins a line that we wrote; no line of a program can hold it
 
 
@@ -89,13 +92,11 @@ class _RankLog:
     def end(self) -> int:
         return self.terminal.end
 
-    def feed(self, data: bytes) -> None:
-        if not self.pending and is_plain(data):
-            self._read(data)
-            return
+    def feed(self, data: bytes, keep: int) -> None:
+        """Take bytes; they are read when somebody asks, and if they are more than twice as many as are to be kept, only the last of them."""
         self.pending += data
-        if len(self.pending) > 2 * PENDING_BYTES:
-            self._cut()
+        if len(self.pending) > 2 * keep:
+            self._cut(len(self.pending) - keep)
 
     def settle(self) -> None:
         """Read what is pending."""
@@ -212,13 +213,16 @@ class _RankLog:
             self.n_lines -= len(gone)
             self.n_characters -= sum(map(len, gone))
 
-    def _cut(self) -> None:
-        """Drop the older part of what is pending, up to the end of a line, and count its lines."""
-        cut = len(self.pending) - PENDING_BYTES
-        end = self.pending.find(b"\n", cut) + 1
-        if not end:
-            # One endless line, or a progress bar: all its states are the same line.
-            end = self.pending.find(b"\r", cut) + 1 or cut
+    def _cut(self, cut: int) -> None:
+        """Drop about so much of what is pending, up to the end of a line, and count its lines."""
+        end = self.pending.find(b"\n", cut) + 1 or self.pending.rfind(b"\n", 0, cut) + 1
+        if not end and not (end := self.pending.find(b"\r", cut) + 1):
+            # One endless line: what is dropped of it is beyond the columns that a line has.
+            head = bytes(self.pending[:_HEAD_BYTES])
+            del self.pending[: len(head)]
+            self._read(head)
+            end = max(0, cut - len(head))
+        # Without a newline it is a progress bar: all its states are the same line.
         lines = self.pending.count(b"\n", 0, end)
         del self.pending[:end]
         self.offset += end
@@ -246,12 +250,8 @@ class RunLogs:
         A new attempt begins with a note; what still comes of an old one is left to its file.
         """
         with self._lock:
-            log = self._log(attempt, rank)
-            if attempt < log.attempt:
-                return
-            if missed:
-                log.miss(missed)
-            log.feed(data)
+            keep = min(PENDING_BYTES, max(LEAST_PENDING_BYTES, TICK.bytes // max(1, len(self._ranks))))
+            self._feed(attempt, rank, data, missed, keep)
 
     def take_file(self, attempt: int, rank: int) -> None:
         """Take what the file of an attempt that is over holds: its end at once, the rest when somebody asks."""
@@ -266,7 +266,16 @@ class RunLogs:
                 tail = file.read()
         except OSError:  # it was never begun, or is gone
             return
-        self.feed(attempt, rank, tail, missed=skipped)
+        with self._lock:
+            self._feed(attempt, rank, tail, skipped, keep=TAIL_BYTES)
+
+    def _feed(self, attempt: int, rank: int, data: bytes, missed: int, keep: int) -> None:
+        log = self._log(attempt, rank)
+        if attempt < log.attempt:
+            return
+        if missed:
+            log.miss(missed)
+        log.feed(data, keep)
 
     def _log(self, attempt: int, rank: int) -> _RankLog:
         """Return the log of a rank, in this attempt if that is a newer one."""
@@ -292,12 +301,14 @@ class RunLogs:
     def read_back(self, rank: int, first: int, n: int) -> list[str]:
         """Return lines of a rank from a number on, at most `n`, read from its files; fewer where these cannot be read."""
         with self._lock:
+            self._settle()
             log = self._ranks.get(rank)
             return log.read_back(first, n) if log is not None else []
 
     def search(self, text: str, ranks: Iterable[int], *, goes_on: Callable[[], bool] = lambda: True) -> Iterator[tuple[int, Hit]]:
         """Yield rank and line of all that the files of these ranks hold of a text, attempt by attempt. May take long: use a thread."""
         with self._lock:
+            self._settle()
             files = [(rank, file.copy()) for rank in ranks if rank in self._ranks for file in self._ranks[rank].files.values()]
         for rank, file in files:
             for hit in file.search(text, goes_on=goes_on):

@@ -220,7 +220,7 @@ class Terminal:
 
     def live(self) -> list[str]:
         """Return the lines from `first` to `end`."""
-        return [_text(row) for row in self._rows[: self.end - self.first]]
+        return [row if isinstance(row, str) else row.text() for row in self._rows[: self.end - self.first]]
 
     def feed(self, data: bytes) -> list[str]:
         """Draw the next bytes and return the lines that thereby became final, oldest first.
@@ -354,15 +354,11 @@ class Terminal:
         if surplus <= 0:
             return []
         # A cursor that was moved far up cannot follow its line out of reach; it stays on the topmost line that is left.
-        finished = [_text(row) for row in self._rows[:surplus]]
+        finished = [row if isinstance(row, str) else row.text() for row in self._rows[:surplus]]
         del self._rows[:surplus]
         self.first += surplus
         self._y = max(0, self._y - surplus)
         return finished
-
-
-def _text(row: str | _Row) -> str:
-    return row if isinstance(row, str) else row.text()
 
 
 def _width(row: str | _Row) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import threading
 
+import pytest
+
 from ice_notebook.logs import NOTE, PENDING_BYTES, REPLAY, RING_LINES, Limits, RunLogs
 
 
@@ -106,11 +108,13 @@ def test_the_ring_is_bounded():
     logs = RunLogs()
     for k in range(100):
         logs.feed(0, 0, text(1000, k * 1000))
+        logs.tail(0, 1)  # reads it
     log = logs._ranks[0]
     assert log.n_lines <= RING_LINES + 1000
     assert lines(logs.since({0: 99_999})) == {99_999: "line 99999"}
     for _ in range(3000):
         logs.feed(0, 0, b"z" * 3999 + b"\r\n")
+        logs.tail(0, 1)
     assert log.n_characters < 4_000_000
 
 
@@ -127,6 +131,28 @@ def test_redrawn_output_is_cut_before_it_is_read_and_its_lines_are_counted():
     assert max(seen) == 20_001
     assert seen[20_001] == "end"
     assert seen[20_000] == "\x1b[0;32mok\x1b[m some words"
+
+
+def test_of_a_flood_that_nobody_reads_the_end_is_kept_and_all_lines_are_counted():
+    logs = RunLogs()
+    for k in range(200):
+        for rank in range(8):
+            logs.feed(0, rank, text(1000, k * 1000))
+    assert sum(len(log.pending) for log in logs._ranks.values()) < 1_000_000
+    assert lines(logs.since({0: 199_990})) == {i: f"line {i}" for i in range(199_990, 200_000)}
+    assert {chunk.rank: chunk.end for chunk in logs.since({}).chunks} == dict.fromkeys(range(8), 200_000)
+
+
+@pytest.mark.parametrize("character", ["x", "é", "語"])
+def test_of_an_endless_line_the_beginning_is_shown(character):
+    logs = RunLogs()
+    for _ in range(100):
+        logs.feed(0, 0, (character * 10_000).encode())
+    logs.feed(0, 0, b"\r\nnext")
+    shown = lines(logs.since({}))
+    assert shown[0].startswith(character * 1000)
+    assert shown[0].endswith("…")
+    assert shown[1] == "next"
 
 
 def test_a_cut_inside_a_begun_line_keeps_the_count():
