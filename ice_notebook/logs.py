@@ -59,7 +59,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one read gives, by rank and then by line number."""
+    """What one read gives, in the order in which it came as far as that is known: by look, by rank, by line number."""
 
     chunks: tuple[Chunk, ...] = ()
 
@@ -87,6 +87,10 @@ class _RankLog:
     n_characters: int = 0
     pending: bytearray = field(default_factory=bytearray)  # output that is read when somebody asks
     changed: int = 0  # lowest number that changed since the cursors were told
+    times: deque[tuple[int, int]] = field(
+        default_factory=deque
+    )  # when lines came: the first number of each look that found some, and its own
+    told: int = 0  # up to which number that is known
 
     @property
     def end(self) -> int:
@@ -104,6 +108,27 @@ class _RankLog:
             data = bytes(self.pending)
             self.pending.clear()
             self._read(data)
+
+    def note_time(self, look: int) -> None:
+        """Take note that what is new has come by now."""
+        if self.end > self.told:
+            self.times.append((self.told, look))
+            self.told = self.end
+        oldest = self.blocks[0][0] if self.blocks else self.terminal.first
+        while len(self.times) > 1 and self.times[1][0] <= oldest:
+            self.times.popleft()
+
+    def in_time(self, first: int, lines: list[str]) -> Iterator[tuple[int, int, list[str]]]:
+        """Yield consecutive lines in as many parts as they came in, the newest first: when, first number, lines."""
+        end = first + len(lines)
+        for number, look in reversed(self.times):
+            if number < end:
+                start = max(first, number)
+                yield look, start, lines[start - first : end - first]
+                end = start
+            if end <= first:
+                return
+        yield 0, first, lines[: end - first]
 
     def begin(self, attempt: int, path: Path) -> None:
         """Go on with the output of another attempt."""
@@ -243,6 +268,7 @@ class RunLogs:
         self._lock = threading.Lock()
         self._ranks: dict[int, _RankLog] = {}
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
+        self._looks = 0  # so often somebody has asked for output
 
     def feed(self, attempt: int, rank: int, data: bytes, missed: int = 0) -> None:
         """Take the next bytes of a rank. `missed` bytes before them were left out by the sender.
@@ -353,8 +379,10 @@ class RunLogs:
             return found[::-1]
 
     def _settle(self) -> None:
+        self._looks += 1
         for rank, log in self._ranks.items():
             log.settle()
+            log.note_time(self._looks)
             for cursor in self._cursors:
                 cursor.next[rank] = min(cursor.next.get(rank, 0), log.changed)
             log.changed = log.end
@@ -362,10 +390,25 @@ class RunLogs:
     def _read(self, first: Mapping[int, int], limits: Limits) -> Delta:
         news = [rank for rank in sorted(self._ranks) if self._ranks[rank].end > first.get(rank, 0)]
         rank_bytes = min(limits.rank_bytes, limits.bytes // max(1, len(news)))
-        return Delta(
-            tuple(
-                Chunk(rank, start, tuple(lines))
-                for rank in news
-                for start, lines in self._ranks[rank].read(first.get(rank, 0), limits, rank_bytes)
-            ),
-        )
+        found = [
+            (look, rank, start, part)
+            for rank in news
+            for first_of_run, lines in self._ranks[rank].read(first.get(rank, 0), limits, rank_bytes)
+            for look, start, part in self._ranks[rank].in_time(first_of_run, lines)
+        ]
+        found.sort(key=lambda each: each[:3])
+        return Delta(tuple(_joined(found)))
+
+
+def _joined(found: Iterable[tuple[int, int, int, list[str]]]) -> Iterator[Chunk]:
+    """Yield lines that were found as when, rank, first number and lines, those that follow each other together."""
+    rank = first = -1
+    lines: list[str] = []
+    for _, next_rank, start, part in found:
+        if next_rank != rank or start != first + len(lines):
+            if lines:
+                yield Chunk(rank, first, tuple(lines))
+            rank, first, lines = next_rank, start, []
+        lines += part
+    if lines:
+        yield Chunk(rank, first, tuple(lines))

@@ -219,6 +219,12 @@ export function look(codes) {
 
 // ---- elements -----------------------------------------------------------------------------------------------------------------------
 
+/** Milliseconds since the page was opened. */
+const ticks = () => performance.now();
+
+/** @param {DataView[]} buffers @returns {string[]} */
+const textsOf = (buffers) => new TextDecoder().decode(buffers[0]).split('\n');
+
 /** @param {string} tag @param {string} [name] @param {...(Node | string | null | Record<string, any>)} parts children and properties @returns {any} */
 function el(tag, name, ...parts) {
   const node = document.createElement(tag);
@@ -437,7 +443,7 @@ class Pane {
   }
 
   touched() {
-    this.touchedAt = performance.now();
+    this.touchedAt = ticks();
   }
 
   scrolled() {
@@ -445,7 +451,7 @@ class Pane {
     // The very end is the wish to follow; upwards from there, however little, is the wish to read. Without a hand on it, it was the
     // browser that moved it, because the pane changed its height.
     if (scrollTop + clientHeight >= scrollHeight - 1) this.follows = true;
-    else if (scrollTop < this.top && performance.now() - this.touchedAt < HAND * 1000) this.follows = false;
+    else if (scrollTop < this.top && ticks() - this.touchedAt < HAND * 1000) this.follows = false;
     this.top = scrollTop;
     if (this.source.rows) this.anchor = this.source.keyOf(Math.min(this.source.rows - 1, Math.floor(scrollTop / ROW)));
     this.draw();
@@ -551,7 +557,7 @@ class Link {
     this.lacks = true;
     this.hasHeard = false;
     this.isCut = false; // the front end has said that the kernel is gone
-    this.since = this.heardAt = this.clockAt = performance.now();
+    this.since = this.heardAt = this.clockAt = ticks();
     /** @type {{op: string, nonce: string, at: number, isTaken: boolean, isForced: boolean, failed: boolean} | null} */
     this.pressed = null;
     /** @type {Set<() => void>} */
@@ -584,7 +590,7 @@ class Link {
 
   /** `saved` without a kernel from the start, `gone` when there was one, else `live`. */
   get condition() {
-    const now = performance.now();
+    const now = ticks();
     if (!this.hasHeard) return this.isCut || now - this.since > FIRST_ANSWER * 1000 ? 'saved' : 'live';
     if (this.state.is_final) return 'live';
     return this.isCut || now - this.heardAt > BEATS_MISSED * 1000 ? 'gone' : 'live';
@@ -595,21 +601,21 @@ class Link {
     if (!state.began_at) return 0;
     if (state.ended_at) return state.ended_at - state.began_at;
     if (this.condition !== 'live') return (this.hasHeard ? this.clockNow : state.now) - state.began_at;
-    return this.clockNow - state.began_at + (performance.now() - this.clockAt) / 1000;
+    return this.clockNow - state.began_at + (ticks() - this.clockAt) / 1000;
   }
 
   /** The kernel's clock: the page's own may be another machine's. @param {number} now @param {boolean} [isOld] a stored time */
   setClock(now, isOld = false) {
     // A model that was restored carries the time of its last change; until a beat comes, the page's clock is the better guess.
     this.clockNow = isOld ? Math.max(now || 0, Math.min(Date.now() / 1000, (now || 0) + 30 * 86400)) : now;
-    this.clockAt = performance.now();
+    this.clockAt = ticks();
   }
 
   /** @param {number} now */
   heard(now) {
     this.hasHeard = true;
     this.isCut = false;
-    this.heardAt = performance.now();
+    this.heardAt = ticks();
     this.setClock(now);
   }
 
@@ -660,19 +666,21 @@ class Link {
 
   /** Take lines. @param {any} message @param {DataView[]} buffers */
   put({ kind, parts }, buffers) {
-    const decoder = new TextDecoder();
-    parts.forEach((/** @type {number[]} */ [rank, first, n], /** @type {number} */ i) => {
+    const texts = textsOf(buffers);
+    // The first one has all, and in its order; what came before it was a part.
+    if (kind === 'replay' && !Object.keys(this.solid)[0]) [this.order, this.ordered] = [[], {}];
+    for (const [rank, first, n] of parts) {
       const lines = this.of(rank);
       if (kind === 'lines') lines.extra += n;
-      lines.put(first, decoder.decode(buffers[i]).split('\n'));
+      lines.put(first, texts.splice(0, n));
       const known = this.ordered[rank] || 0;
       if (kind !== 'output' && first < known) this.insert(rank, first, Math.min(known, first + n));
-      if (first + n <= known) return;
+      if (first + n <= known) continue;
       // What is missing before them is a row as well.
       if (first > known) this.order.push({ rank, n: known });
       for (let k = Math.max(first, known); k < first + n; k++) this.order.push({ rank, n: k });
       this.ordered[rank] = first + n;
-    });
+    }
     if (this.order.length > RING * 1.1 + [...this.lines.values()].reduce((sum, lines) => sum + lines.extra, 0)) {
       this.dropped += this.order.length - RING;
       this.order = this.order.slice(-RING);
@@ -712,8 +720,7 @@ class Link {
     const have = {};
     for (const [rank, end] of Object.entries(this.solid)) have[rank] = Math.max(0, end - CHANGEABLE);
     this.send('hello', { rev: this.hasHeard ? this.state.rev : 0, have });
-    const pauses = [200, 300, 500, 1000, 2000, 4000, 8000];
-    this.asking = window.setTimeout(() => this.ask(), pauses[this.tries++] || 15000);
+    this.asking = window.setTimeout(() => this.ask(), 200 * 2 ** Math.min(this.tries++, 6));
   }
 
   /** @param {string} kind @param {Record<string, any>} content */
@@ -730,7 +737,7 @@ class Link {
   /** @param {string} op stop | kill */
   press(op) {
     const nonce = this.tab + Math.random().toString(36).slice(2);
-    this.pressed = { op, nonce, at: performance.now(), isTaken: false, isForced: false, failed: false };
+    this.pressed = { op, nonce, at: ticks(), isTaken: false, isForced: false, failed: false };
     this.push();
   }
 
@@ -739,7 +746,7 @@ class Link {
     clearTimeout(this.pressing);
     const press = this.pressed;
     if (!press || this.state.is_final) return this.changed();
-    const waited = performance.now() - press.at;
+    const waited = ticks() - press.at;
     const isUnderWay = press.isTaken || (press.op === 'stop' && this.state.phase === 'stopping');
     if (!isUnderWay) {
       this.send('press', { op: press.op, nonce: press.nonce });
@@ -759,7 +766,7 @@ class Link {
   get button() {
     const { phase, grace } = this.state;
     const press = this.pressed;
-    const age = press ? performance.now() - press.at : Infinity;
+    const age = press ? ticks() - press.at : Infinity;
     if (this.condition !== 'live') return { text: 'Stop', op: '', title: 'No kernel could stop it', off: true };
     if (press && press.op === 'kill' && (age < 3000 || !press.isTaken))
       return { text: 'Killing…', op: '', title: 'Processes are being ended', off: true };
@@ -775,7 +782,7 @@ class Link {
     if (this.condition === 'saved') return 'Saved view: no kernel answers. This was known when the notebook was saved.';
     if (this.condition === 'gone') return 'The kernel is gone or was restarted: this was the last of the run.';
     const press = this.pressed;
-    if (press && !press.isTaken && !this.state.is_final && this.state.phase !== 'stopping' && performance.now() - press.at > 3000) {
+    if (press && !press.isTaken && !this.state.is_final && this.state.phase !== 'stopping' && ticks() - press.at > 3000) {
       return press.isForced && !press.failed
         ? 'The kernel was interrupted and has not answered.'
         : 'The kernel is busy and has not taken the Stop; it is being repeated. The notebook’s own interrupt button may help.';
@@ -1067,7 +1074,7 @@ class View {
     set(this.attempts, { hidden: state.attempts.length < 2, value: String(chosen.attempt) });
     let n = 0;
     // Half a second old is new enough for a number.
-    const version = `${Math.floor(performance.now() / 500)}|${this.link.version && chosen.attempt}|${chosen.ranks}|${isMerged}`;
+    const version = `${Math.floor(ticks() / 500)}|${this.link.version && chosen.attempt}|${chosen.ranks}|${isMerged}`;
     for (const pane of this.panes.values()) {
       pane.count(query, version);
       n += pane.hits.length;
@@ -1122,9 +1129,9 @@ class View {
     this.findings = 'searching…';
     this.link.answer = (message, buffers) => {
       if (message.id !== id || !this.found) return;
-      const texts = message.hits.length ? new TextDecoder().decode(buffers[0]).split('\n') : [];
+      const texts = textsOf(buffers);
       this.findings = `${many(message.total, 'line')} in the files${message.done ? '' : '…'}`;
-      this.found.rows = texts.length;
+      this.found.rows = message.hits.length;
       this.found.at = (row) => ({ rank: message.hits[row][0], n: message.hits[row][1], text: texts[row], gap: 0 });
     };
     this.link.send('search', { id, text: this.chosen.query, ranks: this.shown });

@@ -4,8 +4,8 @@ The kernel sends, the page draws. What the page must know is one snapshot with a
 numbered messages beside it. Delivery is not assured, neither by the server nor by the sockets between, so everything may come twice, late or
 not at all: a page that finds a gap asks (`hello`), and the last state is sent again until a page has confirmed it (`seen`).
 
-Messages to the page: `output {seq, parts, starts, progress}` and `replay {seq, parts, starts, progress, tab}`, with one UTF-8 buffer for
-each `[rank, first, n]` of `parts`; `beat {rev, seq, now}` once a second. `starts` is the number of each attempt's first line by attempt and
+Messages to the page: `output {seq, parts, starts, progress}` and `replay {seq, parts, starts, progress, tab}`, with one UTF-8 buffer of
+lines, of which each `[rank, first, n]` of `parts` takes `n`, in the order in which they came; `beat {rev, seq, now}` once a second. `starts` is the number of each attempt's first line by attempt and
 rank, `progress` the bars of each rank; an output has them when they changed. From the page: `hello {tab, rev, have}`, `seen {rev}`,
 `press {op, nonce}`.
 
@@ -199,7 +199,7 @@ class RunPanel(anywidget.AnyWidget):
 
     def _send_lines(self, content: dict[str, Any], delta: Delta, now: float) -> None:
         content |= {"now": time.time(), "parts": [[chunk.rank, chunk.first, len(chunk.lines)] for chunk in delta.chunks]}
-        self._message(content, [_encoded(chunk.lines) for chunk in delta.chunks], now=now)
+        self._message(content, [_encoded(line for chunk in delta.chunks for line in chunk.lines)] if delta else [], now=now)
 
     def _message(self, content: dict[str, Any], buffers: list[bytes] | None = None, *, now: float) -> None:
         self._sent_at = now

@@ -104,7 +104,9 @@ def test_a_run_that_no_cell_waits_for_is_stopped_by_message_only(desk):
 
 
 def test_a_page_that_comes_late_gets_the_state_and_the_output(open_notebook):
-    cell = 'run = show(*now(begun(2)), out(0, "early words\\n"), *[item for i in range(600) for item in (out(1, f"step {i}\\n"), 0.05)], waits=False)'
+    cell = """
+steps = [item for i in range(600) for item in (out(1, f"step {i}\\n"), *[out(0, "words between\\n")] * (i == 5), 0.2 if i < 10 else 0.05)]
+run = show(*now(begun(2)), out(0, "early words\\n"), *steps, waits=False)"""
     page = open_notebook(cell, "run.panel", setup=SETUP)
     page.run_cell(0)
     page.wait_output(0, "step 10")
@@ -114,6 +116,11 @@ def test_a_page_that_comes_late_gets_the_state_and_the_output(open_notebook):
     second = open_notebook(name=page.name)
     second.wait_output(0, "early words", timeout_s=10)
     second.wait_output(0, re.compile(r"step \d+"), timeout_s=10)
+    second.output(0).get_by_role("button", name="merged").click()
+    second.panel(0).scroll_to_top()
+    second.wait_output(0, "words between")
+    rows = [text.replace("\n", "") for text in second.output(0).locator(".ice-rows > div").all_inner_texts()]
+    assert rows.index("1step 4") < rows.index("0words between") < rows.index("1step 6"), "in the order in which they came"
     second.click("Stop", 0)
     wait_chip(second, "stopped")
     wait_chip(page, "stopped")

@@ -226,6 +226,20 @@ def test_since_gives_what_a_page_lacks():
     assert len(lines(logs.since({}), rank=1)) == 5
 
 
+def test_lines_of_several_ranks_are_given_in_the_order_in_which_they_were_seen():
+    logs = RunLogs()
+    cursor = logs.cursor()
+    for k in range(600):
+        logs.feed(0, k % 3, b"line %d\r\n" % k)
+        logs.delta(cursor)
+    assert [line for chunk in logs.since({}).chunks for line in chunk.lines] == [f"line {k}" for k in range(600)]
+    assert [chunk.lines for chunk in logs.since({0: 199, 1: 200, 2: 199}).chunks] == [("line 597",), ("line 599",)]
+    for k in range(100):
+        logs.feed(0, 0, text(500))
+        logs.delta(cursor)
+    assert len(logs._ranks[0].times) < 20, "no longer than the lines that they are for"
+
+
 def test_feeding_and_reading_in_two_threads_loses_no_line():
     logs, stop = RunLogs(), threading.Event()
     cursor, seen, all_lines = logs.cursor(), {}, Limits(rank_lines=10_000, rank_bytes=10**6, bytes=10**7)

@@ -46,10 +46,10 @@ class Page:
                 content = dict(data["content"])
                 if "parts" in content:
                     content["lines"] = {}
-                    for (rank, first, n), buffer in zip(content["parts"], buffers, strict=True):
-                        lines = buffer.decode().split("\n")
-                        assert len(lines) == n
-                        content["lines"] |= {(rank, first + i): line for i, line in enumerate(lines)}
+                    lines = iter(buffers[0].decode().split("\n") if buffers else [])
+                    for rank, first, n in content["parts"]:
+                        content["lines"] |= {(rank, first + i): next(lines) for i in range(n)}
+                    assert next(lines, None) is None
                 found.append(content)
         self.comm.sent.clear()
         return found
