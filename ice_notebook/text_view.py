@@ -3,6 +3,9 @@
 In a terminal that somebody waits at, a foot below the lines says how the run stands and how far its ranks are, drawn over in place; progress
 bars stand there until they are done.
 
+In a notebook page lines that come too fast for it are left out and counted. Elsewhere all are printed: those that went by are read back from
+the log files, whenever whoever reads what is printed has come that far.
+
 Collecting and printing are apart. The run's thread collects; in a notebook only the thread that runs the cell may print, because what
 another one prints lands below whatever cell runs by then.
 """
@@ -17,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 from ice_notebook.foot import Foot
-from ice_notebook.logs import NOTE, Chunk, Limits, RunLogs
+from ice_notebook.logs import NOTE, REPLAY, Chunk, Limits, RunLogs
 from ice_notebook.protocol import Failure, Plan
 from ice_notebook.report import cause_of, failure_sentence, headline, join_command, reach_sentence
 from ice_notebook.state import Phase, RunState
@@ -30,6 +33,7 @@ SETTLE_S = 0.2  # a last line that stands this long is taken for whole: most are
 REDRAW_S = 1.0  # between two states of a progress bar
 EARLY_S = 0.001  # by which a wait may end too soon
 WAITING_LINES = 10_000  # that nobody has come to print
+BACK_LINES = 2_000  # that are read back at once
 FOOT_RANKS = 8
 
 
@@ -62,21 +66,37 @@ class _Line:
     printed_at: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Gap:
+    """Lines of a rank that went by."""
+
+    rank: int
+    first: int
+    n: int
+
+
 @dataclass
 class _Rank:
     end: int = 0
     lines: dict[int, _Line] = field(default_factory=dict)  # those that can still change, or are still to be printed
-    skipped: dict[int, int] = field(default_factory=dict)  # by the number of the line that follows
+    skipped: dict[int, _Gap] = field(default_factory=dict)  # by the number of the line that follows
 
 
 class TextView:
     """Shows one run on one stream.
 
     `update` is for the run's thread, `flush` for the thread that may print. With `prints=True`, for a terminal, `update` prints as well.
+    With `is_bounded=True`, for a notebook page, so much is printed as it can show.
     """
 
     def __init__(
-        self, run: ViewedRun, stream: TextIO, *, prints: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        run: ViewedRun,
+        stream: TextIO,
+        *,
+        prints: bool = False,
+        is_bounded: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
         self._stream: TextIO | None = stream
@@ -87,12 +107,14 @@ class TextView:
         self._foot = Foot(stream) if stream.isatty() and not prints else None
         self._collecting = threading.Lock()
         self._printing = threading.Lock()
-        self._waiting: deque[str] = deque()
+        self._waiting: deque[str | _Gap] = deque()
         self._unprinted = 0  # lines that waited too long
         self._cursor = run.logs.cursor()
         self._ranks: dict[int, _Rank] = {}
-        self._allowance = _Allowance(clock())
+        self._is_bounded = is_bounded
+        self._allowance = _Allowance(clock()) if is_bounded else _NoLimit(clock())
         self._n_talking = run.plan.world_size  # ranks that had something new at the last read
+        self._width = 1  # of a rank's number
         self._said: set[object] = set()
         self._is_over = False
 
@@ -119,11 +141,45 @@ class TextView:
                 foot = self._foot_lines() if self._foot is not None else []
             if hidden:
                 lines.insert(0, _not_shown(hidden))
-            if self._foot is not None:
-                self._foot.write(lines, foot)
-            elif lines and self._stream is not None:
-                self._stream.write("\n".join(lines) + "\n")
-                self._stream.flush()
+            pieces = iter(self._pieces(lines))
+            last = next(pieces, [])
+            for piece in pieces:
+                self._print(last, foot)
+                last = piece
+            self._print(last, foot)
+
+    def _print(self, lines: list[str], foot: list[str]) -> None:
+        if self._foot is not None:
+            self._foot.write(lines, foot)
+        elif lines and self._stream is not None:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+
+    def _pieces(self, lines: Iterable[str | _Gap]) -> Iterator[list[str]]:
+        """Yield lines with what went by in its place, in pieces that fit into memory."""
+        piece: list[str] = []
+        for line in lines:
+            if isinstance(line, str):
+                piece.append(line)
+                continue
+            for back in self._read_back(line):
+                yield [*piece, *back]
+                piece = []
+        if piece:
+            yield piece
+
+    def _read_back(self, gap: _Gap) -> Iterator[list[str]]:
+        """Yield what went by, or say how much of it cannot be had."""
+        label = self._label(gap.rank)
+        first, end = gap.first, gap.first + gap.n
+        while first < end and not self._is_bounded:
+            found = self._run.logs.read_back(gap.rank, first, min(BACK_LINES, end - first))
+            if not found:
+                break
+            first += len(found)
+            yield [f"{label} {self._coloured(text)}".rstrip() for line in found if (text := _shown(line)) is not None]
+        if first < end:
+            yield [f"{label} {_not_shown(end - first)}"]
 
     def _collect(self) -> float | None:
         with self._collecting:
@@ -137,7 +193,8 @@ class TextView:
             restarts = self._news(_restart_lines(self._run.plan, state))
             ends = self._news(_end_lines(self._run.plan, state))
             # What a rank printed comes before what became of it.
-            notes = self._read(now) if self._allowance.refill(now) or restarts or ends else {}
+            may_read = self._allowance.refill(now) and (self._is_bounded or len(self._waiting) < WAITING_LINES)
+            notes = self._read(now) if may_read or restarts or ends else {}
             size = _world_size(self._run.plan, state)
             old, new = self._printable(now, notes, size, all_old=bool(restarts or ends), all_new=bool(ends))
             self._put([*opening, *old, *restarts, *new, *ends])
@@ -152,7 +209,7 @@ class TextView:
         for chunk in chunks:
             rank = self._ranks.setdefault(chunk.rank, _Rank())
             if chunk.first > rank.end:
-                rank.skipped[chunk.first] = chunk.first - rank.end
+                rank.skipped[chunk.first] = _Gap(chunk.rank, rank.end, chunk.first - rank.end)
             for number, text in enumerate(chunk.lines, chunk.first):
                 if text.startswith(NOTE + "attempt "):  # said once for all ranks, with what failed
                     notes[chunk.rank] = number
@@ -167,14 +224,14 @@ class TextView:
 
     def _printable(
         self, now: float, notes: dict[int, int], world_size: int, *, all_old: bool, all_new: bool
-    ) -> tuple[list[str], list[str]]:
-        """Return the lines to be printed: those from before a restart, and those after it. Of either, all, or only those that are due."""
-        old: list[str] = []
-        new: list[str] = []
-        width = len(str(world_size - 1))
+    ) -> tuple[list[str | _Gap], list[str | _Gap]]:
+        """Return what is to be printed: from before a restart, and from after it. Of either, all, or only what is due."""
+        old: list[str | _Gap] = []
+        new: list[str | _Gap] = []
+        self._width = len(str(world_size - 1))
         for number, rank in sorted(self._ranks.items()):
             begins = notes.get(number)
-            label = f"[{number:>{width}}]"
+            label = self._label(number)
             due = [
                 n
                 for n in sorted(rank.lines)
@@ -185,9 +242,9 @@ class TextView:
             due = sorted({*due, *(n for n in rank.lines if n < last)})
             for n in due:
                 into = new if begins is not None and n >= begins else old
-                into += [f"{label} {text}".rstrip() for text in self._take(rank, n, now)]
+                into += [text if isinstance(text, _Gap) else f"{label} {text}".rstrip() for text in self._take(rank, n, now)]
             if all_new:
-                new += [f"{label} {_not_shown(n)}" for n in rank.skipped.values()]
+                new += rank.skipped.values()
                 rank.skipped.clear()
             for n in [n for n, line in rank.lines.items() if n < rank.end - LIVE_LINES and line.printed == line.text]:
                 del rank.lines[n]
@@ -212,11 +269,14 @@ class TextView:
         # It may still grow. A row of dots is not printed with each of them.
         return line.changed_at + SETTLE_S if line.printed is None else line.printed_at + REDRAW_S
 
-    def _take(self, rank: _Rank, number: int, now: float) -> Iterator[str]:
+    def _label(self, rank: int) -> str:
+        return f"[{rank:>{self._width}}]"
+
+    def _take(self, rank: _Rank, number: int, now: float) -> Iterator[str | _Gap]:
         line = rank.lines[number]
         if rank.skipped:
             for after in sorted(n for n in rank.skipped if n <= number):
-                yield _not_shown(rank.skipped.pop(after))
+                yield rank.skipped.pop(after)
         if line.printed != line.text:
             text = line.text.removeprefix(REDRAWN)
             # A bar that wiped itself away leaves a blank line, which says nothing.
@@ -268,11 +328,11 @@ class TextView:
         self._said.update(key for key, _ in fresh)
         return [line for _, line in fresh]
 
-    def _put(self, lines: Iterable[str]) -> None:
+    def _put(self, lines: Iterable[str | _Gap]) -> None:
         self._waiting += lines
-        while len(self._waiting) > WAITING_LINES:
-            self._waiting.popleft()
-            self._unprinted += 1
+        while self._is_bounded and len(self._waiting) > WAITING_LINES:
+            gone = self._waiting.popleft()
+            self._unprinted += gone.n if isinstance(gone, _Gap) else 1
 
     def _wanted(self, now: float) -> float | None:
         if self._allowance.is_spent:
@@ -310,6 +370,26 @@ class _Allowance:
     def spend(self, chunk: Chunk) -> None:
         self._lines -= len(chunk.lines)
         self._bytes -= sum(map(len, chunk.lines))
+
+
+class _NoLimit(_Allowance):
+    """What a terminal, a pipe or a file is given: all there is. What one read leaves out is read back."""
+
+    def refill(self, now: float) -> bool:  # noqa: ARG002
+        return True
+
+    def limits(self, n_ranks: int) -> Limits:  # noqa: ARG002
+        return REPLAY
+
+    def spend(self, chunk: Chunk) -> None:
+        pass
+
+
+def _shown(line: str) -> str | None:
+    """Return a line that was read back as it is printed, None for one that is not."""
+    text = line.removeprefix(NOTE).removeprefix(REDRAWN)
+    is_nothing = line.startswith(NOTE + "attempt ") or (line.startswith(REDRAWN) and not text.strip())
+    return None if is_nothing else text
 
 
 def _world_size(plan: Plan, state: RunState) -> int:

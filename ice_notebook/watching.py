@@ -41,7 +41,7 @@ def open_view(run: Run, ui: str, *, waits: bool) -> Any:
     if ui == "text":
         from ice_notebook.text_view import TextView  # noqa: PLC0415
 
-        view: Any = TextView(run, sys.stdout, prints=not waits)
+        view: Any = TextView(run, sys.stdout, prints=not waits, is_bounded=notebook.has_page())
     else:
         # Widgets take time to import, and need a page.
         from ice_notebook.widgets.run_panel import RunPanel  # noqa: PLC0415

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,28 +19,36 @@ from ice_notebook.text_view import TextView
 class FakeRun:
     """A run whose events and output the test makes."""
 
-    def __init__(self, world_size: int = 2, **changes: Any) -> None:
+    def __init__(self, world_size: int = 2, folder: Path | None = None, **changes: Any) -> None:
         self.plan = plan(world_size, **changes)
         self.history = History(world_size).begin()
-        self.logs = RunLogs()
+        self.folder = folder
+        self.logs = RunLogs(self.log_file) if folder is not None else RunLogs()
         self.progress: dict[int, list[Any]] = {}
 
     @property
     def state(self) -> RunState:
         return self.history.state
 
+    def log_file(self, attempt: int, rank: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{attempt}.{rank}"
+
     def says(self, rank: int, text: str, *, missed: int = 0) -> None:
+        if self.folder is not None:
+            with self.log_file(self.history.attempt, rank).open("a") as file:
+                file.write(text)
         self.logs.feed(self.history.attempt, rank, text.encode(), missed)
 
 
 class Screen:
     """A view on a run, with a clock that the test sets."""
 
-    def __init__(self, run: FakeRun, stream: io.StringIO | None = None, *, prints: bool = True) -> None:
+    def __init__(self, run: FakeRun, stream: io.StringIO | None = None, *, prints: bool = True, is_bounded: bool = False) -> None:
         self.now = 100.0
         self.run = run
         self.stream = stream or io.StringIO()
-        self.view = TextView(run, self.stream, prints=prints, clock=lambda: self.now)
+        self.view = TextView(run, self.stream, prints=prints, is_bounded=is_bounded, clock=lambda: self.now)
         self.wanted: float | None = None
 
     def after(self, seconds: float) -> list[str]:
@@ -278,7 +287,7 @@ def _counted(lines: list[str]) -> tuple[int, int]:
 @pytest.mark.parametrize("n_ranks", [1, 8])
 def test_a_flood_is_bounded_counted_and_its_end_shown(n_ranks: int) -> None:
     run = FakeRun(n_ranks)
-    screen = Screen(run)
+    screen = Screen(run, is_bounded=True)
     screen.after(0.1)
     shown = hidden = fed = 0
     for _ in range(30):
@@ -303,7 +312,7 @@ def test_a_flood_is_bounded_counted_and_its_end_shown(n_ranks: int) -> None:
 
 def test_long_lines_are_bounded_by_their_bytes() -> None:
     run = FakeRun(1)
-    screen = Screen(run)
+    screen = Screen(run, is_bounded=True)
     for _ in range(20):
         run.says(0, ("x" * 3000 + "\n") * 200)
         screen.after(0.1)
@@ -325,7 +334,7 @@ def test_output_that_the_agent_left_out_is_told_in_its_place() -> None:
 
 def test_what_nobody_prints_is_bounded() -> None:
     run = FakeRun(1)
-    screen = Screen(run, prints=False)
+    screen = Screen(run, prints=False, is_bounded=True)
     for n in range(200):
         run.says(0, f"line {n}\n" * 200)
         screen.after(0.1)
@@ -334,6 +343,31 @@ def test_what_nobody_prints_is_bounded() -> None:
     assert len(lines) == text_view.WAITING_LINES + 1
     assert lines[0].endswith("lines not shown (in the log files)")
     assert lines[-1] == "[0] line 199"
+
+
+@pytest.mark.parametrize("when", ["at once", "at the end"])
+def test_outside_a_page_a_flood_is_printed_to_the_last_line(tmp_path: Path, when: str) -> None:
+    n_ranks, n_lines = 3, 60_000
+    run = FakeRun(n_ranks, tmp_path)
+    screen = Screen(run, prints=when == "at once")
+    waiting = 0
+    for fed in range(0, n_lines, 6000):
+        for rank in range(n_ranks):
+            run.says(rank, "".join(f"line {fed + n}\n" for n in range(6000)))
+        screen.after(0.1)
+        waiting = max(waiting, len(screen.view._waiting))
+    for rank in range(n_ranks):
+        run.says(rank, "\r 50%|#####     \r100%|##########\nlast words")
+        run.history.returns(rank)
+    run.history.end()
+    screen.view.update()
+    screen.view.flush()
+    lines = screen.stream.getvalue().splitlines()
+    for rank in range(n_ranks):
+        expected = [*(f"line {n}" for n in range(n_lines)), "100%|##########", "last words"]
+        assert [line.partition("] ")[2] for line in lines if line.startswith(f"[{rank}]")] == expected
+    assert lines[-1] == "run: succeeded"
+    assert waiting < 2 * text_view.WAITING_LINES
 
 
 class Blocked(io.StringIO):
