@@ -46,15 +46,19 @@ class AgentProcess:
     def run(self, plan: p.Plan) -> None:
         """Have it do a run, whenever it is ready. A dead agent is the affair of whoever follows it."""
         with contextlib.suppress(OSError):
-            self.channel.send("run", p.encode(plan))
+            self.channel.send("run", p.encode(plan), is_settled=True)
 
     def take(self, plan: p.Plan) -> bool:
-        """Have an agent that stands by do a run, and return whether it is alive enough to have taken it."""
-        self.run(plan)
+        """Have an agent that stands by do a run, and return whether it is alive enough to have taken it.
+
+        Nothing of the user's begins before it has heard that it is the one: what took the run too late must not have begun it.
+        """
         until = time.monotonic() + TAKE_WAIT_S
         with contextlib.suppress(EOFError, OSError):
+            self.channel.send("run", p.encode(plan), is_settled=False)
             while (frame := receive_until(self.channel, until)) is not None:
                 if frame.kind == "taken":
+                    self.channel.send("settled")
                     return True
         return False
 

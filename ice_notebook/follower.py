@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import threading
 import time
@@ -26,6 +27,11 @@ ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this tim
 EARLY_WAIT_S = 0.2  # the same before the first attempt, when nothing of the user's runs yet: importing torch deafens an agent
 LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
 END_BYTES = 64 * 1024  # of output that the agent left out at the end: enough for any last words
+# After so many reads of little between two looks of the views, the agent is left alone for a moment after each: ranks that all print would
+# otherwise cost a wake-up for every few lines.
+MANY_READS = 10
+LITTLE_BYTES = 32 << 10
+REST_S = 0.005
 _NEVER = float("inf")
 
 
@@ -90,6 +96,7 @@ class Follower(threading.Thread):
         self._stop_reason = ""
         self._answer_until: float | None = None  # by when the agent must have answered, and then ended
         self._has_news = True
+        self._small_reads = 0  # of the agent, since the views were told
         self._pace = Pace(VIEW_INTERVAL_S, VIEW_BURST)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -149,6 +156,8 @@ class Follower(threading.Thread):
                         self._close_agent()
                 self._check_answer()
                 self._tell_views()
+                if self._small_reads > MANY_READS:
+                    select.select([self._wake_reader], [], [], REST_S)
 
     def _on_wake(self) -> bool:
         os.read(self._wake_reader, 4096)
@@ -164,6 +173,7 @@ class Follower(threading.Thread):
             return False
         for frame in frames:
             self._take_frame(frame)
+        self._small_reads += sum(len(frame.body) for frame in frames) < LITTLE_BYTES
         self._has_news = True
         return True
 
@@ -235,6 +245,7 @@ class Follower(threading.Thread):
         is_news = self._has_news and now >= self._pace.free_at
         if is_news:
             self._has_news = False
+            self._small_reads = 0
             self._pace.take(now)
         with self._lock:
             due = [view for view, at in self._views.items() if is_news or now >= at]

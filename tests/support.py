@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 from jupyter_client.manager import start_new_kernel
 
 from ice_notebook import processes
+from ice_notebook.pool import STANDBY_VARIABLE
 
 HANG_S = 60.0  # generous: a machine with two cores imports torch in up to ten seconds when it is busy
 
@@ -101,11 +103,16 @@ class Outcome:
 
 
 class Kernel:
-    """A real ipykernel with the extension loaded."""
+    """A real ipykernel with the extension loaded.
 
-    def __init__(self, *, extension: bool = True, **options: Any) -> None:
+    With `forks`, cells launch with `start_method=forkserver`, and the fork server stays: of all processes it alone imports torch.
+    """
+
+    def __init__(self, *, extension: bool = True, forks: bool = False, env: dict[str, str] | None = None, **options: Any) -> None:
+        self._magic = "%%elastic_launch start_method=forkserver" if forks else "%%elastic_launch"
+        env = {name: value for name, value in (env or os.environ).items() if not forks or name != STANDBY_VARIABLE}
         self.manager, self.client = start_new_kernel(
-            kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"], **options
+            kernel_name="python3", extra_arguments=["--IPKernelApp.log_level=50"], env=env, **options
         )
         if extension:
             outcome = self.run("%load_ext ice_notebook")
@@ -121,6 +128,8 @@ class Kernel:
 
     def start(self, code: str) -> str:
         """Begin a cell, and return what `finish` needs."""
+        if code.startswith("%%elastic_launch"):
+            code = code.replace("%%elastic_launch", self._magic, 1)
         return self.client.execute(code, allow_stdin=False)
 
     def finish(self, request: str, timeout_s: float = HANG_S, until: Callable[[Outcome], bool] = lambda _: False) -> Outcome:

@@ -54,6 +54,7 @@ class AgentIO(threading.Thread):
         self.has_run = False
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
+        self.is_settled = False  # the kernel has said that the run is this agent's, and will not look for another
         self.condition = threading.Condition()  # an RLock underneath: those who hold it may record
         self.ranks: list[RankProcess] = []  # living, or dead and not yet reaped
         self.stop: StopRequest | None = None
@@ -248,7 +249,12 @@ class AgentIO(threading.Thread):
         for frame in frames:
             if frame.kind == "run":
                 self.outbox.post("taken")
+                self.is_settled = frame.fields["is_settled"]
                 self.begin(p.decode(frame.body, p.Plan))
+            elif frame.kind == "settled":
+                with self.condition:
+                    self.is_settled = True
+                    self.condition.notify_all()
             elif frame.kind == "preload":
                 self._preload(frame.fields["modules"])
             elif frame.kind == "stop":

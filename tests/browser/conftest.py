@@ -2,7 +2,7 @@
 
 Opening a page and starting its kernel takes seconds, so a test takes what it can do with:
 
-- `desk(*cells)`: a page that stays open for the whole session with these cells in it, one for each front end and ipykernel. `harness.SETUP` has
+- `desk(*cells)`: a page that stays open for all of these tests with these cells in it, one for each front end and ipykernel. `harness.SETUP` has
   run in its kernel;
 - `open_notebook(*cells)`: a page and a kernel of the test's own, for what reloads, closes or ends them.
 """
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     if find_chromium() is None:
         overlays.fail_in_ci_or_skip("Chromium is missing: the browser tests drive it. On Debian: apt-get install chromium.")
@@ -38,13 +38,13 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab(browser: Browser) -> Iterator[JupyterLab]:
     with JupyterLab() as lab:
         yield lab
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def notebook7(browser: Browser) -> Iterator[Notebook7]:
     with Notebook7() as server:
         yield server
@@ -104,7 +104,7 @@ def open_notebook(server_of: Callable[[str], Jupyter], browser: Browser) -> Iter
         check_page(page)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def desks(browser: Browser) -> dict[tuple[str, str], NotebookPage]:
     return {}  # they close with the browser
 

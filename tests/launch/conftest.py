@@ -14,22 +14,38 @@ from ice_notebook.pool import pool
 from ice_notebook.run import Run
 
 
+def _forks(module: object) -> bool:
+    return getattr(module, "START_METHOD", "forkserver") == "forkserver"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "/launch/" in str(item.path):
             item.add_marker(pytest.mark.launch)
 
 
+@pytest.fixture(autouse=True)
+def keep_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the fork server stay from one launch to the next, where ranks are forked."""
+    if _forks(request.module):
+        monkeypatch.setattr(pool(), "default", "auto")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def leave_nothing() -> Iterator[None]:
+    yield
+    pool().stop()
+
+
 @pytest.fixture
-def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
+def start(request: pytest.FixtureRequest) -> Iterator[Callable[..., Run]]:
     """Return `start(function, *args, n=2, **options)`, which begins a run on CPU ranks and returns at once.
 
-    A module whose tests do not depend on how ranks are started says `START_METHOD = "forkserver"`: its launches take a tenth of the time.
+    Ranks are forked, which takes a tenth of the time: nearly everything holds for them as for fresh ones. A test that is about fresh ones says
+    `start_method="spawn"`, and also `standby="off"` if its agent is to be fresh; a module whose tests all are says `START_METHOD = "spawn"`.
     """
     runs: list[Run] = []
-    method = getattr(request.module, "START_METHOD", "spawn")
-    if method == "forkserver":
-        monkeypatch.setattr(pool(), "default", "auto")  # the server stays from one launch to the next
+    method = "forkserver" if _forks(request.module) else "spawn"
 
     def begin(function: Callable[..., Any], *args: Any, n: int = 2, **options: Any) -> Run:
         launcher = ElasticLauncher(**{"devices": f"cpu:0-{n - 1}", "ui": "none", "start_method": method, **options})
@@ -54,17 +70,17 @@ def launch(start: Callable[..., Run]) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def kernel() -> Iterator[Kernel]:
+def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     """A fresh kernel with the extension loaded."""
-    made = Kernel()
+    made = Kernel(forks=_forks(request.module))
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def shared_kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+def shared_kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     """A kernel for several tests of a module that leave it as they found it."""
     # It is made before the tests' own cache is.
-    made = Kernel(env={**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
+    made = Kernel(forks=_forks(request.module), env={**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
     yield made
     made.close()

@@ -44,8 +44,6 @@ def work(launcher):
     return Point(launcher.rank), before, helper(0), [step(), step()]
 """
 
-START_METHOD = "forkserver"  # see conftest.py
-
 
 @pytest.fixture(scope="module")
 def cells(shared_kernel: Kernel) -> Kernel:

@@ -10,8 +10,6 @@ from support import left_of
 
 from ice_notebook import RunFailed
 
-START_METHOD = "forkserver"  # see conftest.py
-
 
 class Strange(Exception):
     """Cannot be pickled: it holds what cannot travel, and its constructor wants more than a message."""
@@ -68,7 +66,7 @@ def ways(request):
             ways[n]()
         sys.exit(0)
 
-    run = ElasticLauncher("cpu", ui="none", dist_init="no", max_restarts=11).start(work)
+    run = ElasticLauncher("cpu", ui="none", dist_init="no", max_restarts=11, start_method="forkserver").start(work)
     assert run.wait(240)
     yield run
     run.kill()

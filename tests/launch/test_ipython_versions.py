@@ -24,7 +24,7 @@ def kernel_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """A kernel with one of the IPythons."""
     first = [] if request.param == "newest" else [overlays.packages("ipython-8")]
     path = os.pathsep.join(map(str, [*first, ROOT]))
-    made = Kernel(env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
+    made = Kernel(forks=True, env={**os.environ, "PYTHONPATH": path, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))})
     version = made.value("__import__('IPython').__version__")
     wanted = importlib.metadata.version("ipython") if request.param == "newest" else request.param
     assert f"{version}.".startswith(f"{wanted}."), version

@@ -7,8 +7,6 @@ from support import wait_until
 from ice_notebook import ElasticLauncher
 from ice_notebook.run import Run
 
-START_METHOD = "forkserver"  # see conftest.py
-
 
 def test_the_notebook_knows_how_far_each_ranks_loops_are(start):
     def work(launcher):

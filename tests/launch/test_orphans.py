@@ -18,6 +18,8 @@ from ice_notebook.protocol import RunEnded
 from ice_notebook.run import Run
 from ice_notebook.store import RunFolder
 
+START_METHOD = "spawn"  # see conftest.py
+
 # A family that is hard to end: children of its own sessions, deaf ones, a daemon, DataLoader workers, and a rank that holds the GIL in C.
 FAMILY = """
 def family():

@@ -14,8 +14,6 @@ from support import HANG_S, wait_until
 
 from ice_notebook.run import Run
 
-START_METHOD = "forkserver"  # see conftest.py
-
 
 def free_port() -> int:
     import socket

@@ -12,8 +12,6 @@ import pytest
 from ice_notebook import ElasticLauncher, RunFailed, get_current_launcher
 from ice_notebook.errors import CellError, DeviceError, FrozenError, OptionError
 
-START_METHOD = "forkserver"  # see conftest.py
-
 
 def run_script(path: Path, text: str, *command: str) -> subprocess.CompletedProcess[str]:
     path.write_text(textwrap.dedent(text))
@@ -79,7 +77,7 @@ def test_a_script_that_fails_ends_with_one_readable_failure(tmp_path: Path):
         def work():
             raise ValueError("bad loss")
 
-        ElasticLauncher("cpu", ui="none")(work)
+        ElasticLauncher("cpu", ui="none", start_method="forkserver")(work)
         """,
     )
     assert done.returncode == 1
@@ -132,7 +130,7 @@ def test_a_call_raises_for_a_failure_and_the_error_has_the_run():
         raise KeyError("missing")
 
     with pytest.raises(RunFailed) as caught:
-        ElasticLauncher("cpu", ui="none")(work)
+        ElasticLauncher("cpu", ui="none", start_method="forkserver")(work)
     assert isinstance(caught.value.__cause__, KeyError)
     assert caught.value.run.phase == "failed"
     assert caught.value.run.done()

@@ -48,7 +48,7 @@ def restarted():
             raise ValueError(f"bad loss {restarts}")
         return restarts, int(os.environ["TORCHELASTIC_MAX_RESTARTS"]), total.item()
 
-    run = ElasticLauncher("cpu:0-1", ui="none", max_restarts=5).start(work)
+    run = ElasticLauncher("cpu:0-1", ui="none", max_restarts=5, start_method="forkserver").start(work)
     watcher = Watcher(run)
     run.subscribe(watcher)
     assert run.wait(120)

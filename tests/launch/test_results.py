@@ -20,8 +20,6 @@ from ice_notebook.errors import LaunchError, ResultError, RunStopped
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")
 
-START_METHOD = "forkserver"  # see conftest.py
-
 
 # ---- the mapping -----------------------------------------------------------------------------------------------------------------------
 
@@ -265,7 +263,7 @@ def test_a_launch_without_room_for_what_it_sends_leaves_nothing_behind(small_mem
     logs = tmp_path / "logs"
     with mounted(logs, 8):
         with pytest.raises(LaunchError, match="cannot be written for the ranks: No space left"):
-            ElasticLauncher("cpu", ui="none", log_dir=str(logs)).start(work)
+            ElasticLauncher("cpu", ui="none", log_dir=str(logs), start_method="forkserver").start(work)
         assert list(logs.iterdir()) == []
         assert list(small_memory.iterdir()) == []
         assert files_below(cache) == []
@@ -385,7 +383,7 @@ def test_values_live_as_long_as_their_run_and_what_was_loaded_lives_longer(cache
 
         return torch.arange(100_000)
 
-    run = ElasticLauncher("cpu", ui="none", dist_init="no").start(work)
+    run = ElasticLauncher("cpu", ui="none", dist_init="no", start_method="forkserver").start(work)
     assert run.wait(HANG_S)
     values = Path(run.plan.shared_dir)
     loaded = run.results[0]

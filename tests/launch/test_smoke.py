@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from support import wait_printed, wait_until
 
+START_METHOD = "spawn"  # see conftest.py
+
 
 def test_every_rank_prints_and_returns(launch):
     def work():

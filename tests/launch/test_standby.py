@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from support import HANG_S, Kernel, left_of, wait_printed, wait_until
 
-from ice_notebook import processes
+from ice_notebook import agents, processes
 from ice_notebook.planning import make_preparation
 from ice_notebook.pool import Pool, pool
 from ice_notebook.protocol import RankReplaced
 from ice_notebook.run import Run
+
+START_METHOD = "spawn"  # see conftest.py
 
 
 def is_ready() -> bool:
@@ -129,6 +131,35 @@ def test_an_agent_that_does_not_answer_is_replaced_with_all_that_it_had(launch, 
     assert run.phase == "succeeded", run
     assert run.plan.marker != marker
     wait_until(lambda: not left_of(marker))
+
+
+def test_an_agent_that_takes_a_run_too_late_has_not_begun_it(launch, standby, tmp_path, monkeypatch):
+    """It is given up by the kernel while it makes everything ready: the user's code runs once a rank, in those that came in its place."""
+
+    def work() -> None:
+        import os
+
+        with open(tmp_path / "begun", "a") as file:
+            file.write(os.environ["RANK"])
+
+    chosen = standby()._sets[0].agent.channel
+    receive_until = agents.receive_until
+
+    def too_late(channel: Any, until: float) -> Any:
+        if channel is not chosen:
+            return receive_until(channel, until)
+        kinds = []
+        while (frame := receive_until(channel, time.monotonic() + 2)) is not None:
+            kinds.append((frame.kind, frame.body[:30]))
+        assert "taken" in {kind for kind, _ in kinds}
+        assert not (tmp_path / "begun").exists(), kinds
+        return None
+
+    with monkeypatch.context() as slow:
+        slow.setattr(agents, "receive_until", too_late)
+        run = launch(work, dist_init="no")
+    assert run.phase == "succeeded", run
+    assert sorted((tmp_path / "begun").read_text()) == ["0", "1"]
 
 
 # ---- what they find ------------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ def reasons(run) -> list[str]:
     return [event.reason for event in run._folder.read_events() if type(event).__name__ in {"StopAsked", "RunEnded"}]
 
 
-def test_a_stopped_rank_cleans_up_and_one_blocked_in_native_code_is_terminated(start):
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
+def test_a_stopped_rank_cleans_up_and_one_blocked_in_native_code_is_terminated(start, start_method):
     def work():
         import os
         import sys
@@ -58,7 +59,7 @@ def test_a_stopped_rank_cleans_up_and_one_blocked_in_native_code_is_terminated(s
             time.sleep(1)  # its connections stay open: they must not be what ends the other one
             print("cleaned up")
 
-    run = start(work)
+    run = start(work, start_method=start_method)
     handlers = [signal.getsignal(number) for number in SIGNALS]
     wait_printed(run, "ready")
     run.stop()
@@ -110,7 +111,7 @@ def test_what_ignores_the_signals_or_never_looks_is_killed_after_grace(start):
 
 
 def test_a_stop_is_heard_while_the_agent_still_imports_torch(start):
-    run = start(lambda: None)
+    run = start(lambda: None, start_method="spawn", standby="off")
     run.stop()
     assert run.wait(END_S)
     assert (run.phase, run.state.attempts, left_of(run.plan.marker)) == ("stopped", (), [])
@@ -206,7 +207,7 @@ def test_timeout_fails_the_run_by_what_was_asked_whatever_ranks_say_while_they_e
             raise OSError("the checkpoint could not be written")
 
     with pytest.raises(RunFailed, match=r"^stopped after timeout=2 s") as caught:
-        ElasticLauncher("cpu:0-1", ui="none", timeout=2)(work)
+        ElasticLauncher("cpu:0-1", ui="none", timeout=2, start_method="forkserver")(work)
     run = caught.value.run
     assert (run.phase, left_of(run.plan.marker)) == ("failed", [])
     assert "stopped after timeout=2 s" in repr(run)

@@ -244,7 +244,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     environment = pytest.MonkeyPatch()
     environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     environment.delenv("OMP_NUM_THREADS", raising=False)
-    launcher = ElasticLauncher("cpu:0-1", max_restarts=1, role="trainer", rdzv_id="exp7", ui="none")
+    launcher = ElasticLauncher("cpu:0-1", max_restarts=1, role="trainer", rdzv_id="exp7", ui="none", start_method="forkserver")
     captured = launcher
 
     def answer(passed):
