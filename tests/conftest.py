@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # support.py, fake_run.py
 os.environ["ICE_NOTEBOOK_STANDBY"] = "off"
 # It makes Python and C flush everything at once, and hides every fault of buffering.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# A shell that runs the tests in the background, or under nohup, has these ignored, and every program that a test starts would inherit that.
+for _number, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @pytest.fixture(autouse=True)
