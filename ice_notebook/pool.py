@@ -23,7 +23,7 @@ from ice_notebook.frames import Channel
 
 STANDBY_VARIABLE = "ICE_NOTEBOOK_STANDBY"  # off: nothing stands by unless a launch or the magic asks for it
 IDLE_S = 600.0  # after so long without a launch they end
-MOST_SETS = 2  # a set is an agent and its ranks; with a second one, two launches in a row find theirs ready
+MOST_SETS = 4  # a set is an agent and its ranks; so many launches in quick succession find theirs ready
 RANK_BYTES = 256 << 20  # that a process which has imported torch may take
 MEMORY_SHARE = 0.25  # of the available memory that sets may take in all
 MOST_SPOILED = 3  # sets that are thrown away because of what they preloaded, until nothing is preloaded any more
