@@ -44,10 +44,10 @@ class Ours:
     options: str = ""  # more of the magic's line
 
     def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:
-        return f"%%elastic_launch {self._line(args, group=group)}\n{_source(work)}"
+        return f"%%elastic_launch {self._line(args, group=group)}\n{source_of(work)}"
 
     def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
-        magic = f"get_ipython().run_cell_magic('elastic_launch', {self._line(args, group=False)!r}, {_source(work)!r})"
+        magic = f"get_ipython().run_cell_magic('elastic_launch', {self._line(args, group=False)!r}, {source_of(work)!r})"
         opening = "_opening = time.time()\nvalues = dict(run.results)\nopening_s = time.time() - _opening"
         return f"{magic}\n{opening}"
 
@@ -85,8 +85,9 @@ class Accelerate:
     returns_values: bool = False
 
     def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:  # noqa: ARG002
-        call = f"notebook_launcher({work.__name__}, args={args!r}, num_processes={N_RANKS}, use_port='{_free_port()}')"
-        return f"{_source(work)}\n{call}"
+        options = f"num_processes={N_RANKS}, use_port='{free_port()}'"
+        call = f"notebook_launcher({work.__name__}, args={args!r}, {options})"
+        return f"{source_of(work)}\n{call}"
 
     def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
         raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
@@ -97,11 +98,13 @@ FORKED: Peer = Ours("forked", "with the fork server", options=" start_method=for
 PEERS: tuple[Peer, ...] = (OURS, Spawn(), Accelerate())
 
 
-def _source(work: Work) -> str:
+def source_of(work: Work) -> str:
+    """Return the text of a function of `work`, as it stands in a cell."""
     return textwrap.dedent(inspect.getsource(work))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -9,12 +9,14 @@ import psutil
 from benchmarks import family
 from benchmarks.bench import Bench, Facts, Row
 from benchmarks.benches.launch import Launch
+from benchmarks.launch_peers import IPYPARALLEL, TORCHRUN
 from benchmarks.peers import FORKED, OURS, PEERS, Peer
 from benchmarks.session import Cell, Session
 
 THINK_S = (6.0, 1.0, 0.0)  # between the end of a cell and the request for the next
 N_LAUNCHES = {6.0: 3, 1.0: 5, 0.0: 10}
 READY_S = 60.0  # for ranks to stand by after the first launch, where somebody has such
+_WAITING = {"agent", "rank", "server", "engine", "controller"}
 _MIB = 1 << 20
 
 
@@ -24,7 +26,7 @@ def _measure(peer: Peer, scratch: Path) -> Facts:
         asked_at = session.check(peer.setup).sent_at
         facts["cold"] = [Launch(session, peer, group=True).first_line_at - asked_at]
         session.settle(Cell(0), READY_S / 4)
-        if peer in {OURS, FORKED}:
+        if peer in {OURS, FORKED, IPYPARALLEL}:
             _add_memory(facts, session)
         for think_s in THINK_S:
             began, n_launches = None, N_LAUNCHES[think_s]
@@ -41,9 +43,7 @@ def _measure(peer: Peer, scratch: Path) -> Facts:
 
 def _add_memory(facts: dict[str, list[float | str]], session: Session) -> None:
     """Note what the processes that stand by have for themselves, and their share of what they have in common."""
-    waiting = [
-        psutil.Process(pid) for pid in session.others() if family.kind(pid) in {"agent", "rank", "server"}
-    ]  # forked ones too
+    waiting = [psutil.Process(pid) for pid in session.others() if family.kind(pid) in _WAITING]  # forked ones too
     sizes = [process.memory_full_info() for process in waiting]
     facts["processes"] = [float(len(sizes))]
     facts["private"] = [sum(size.uss for size in sizes) / _MIB]
@@ -54,8 +54,9 @@ BENCH = Bench(
     name="standby",
     title="Launch after launch",
     about=(
-        "The same work as above, a group and a barrier included, again and again in one kernel: with some seconds to think between the end of a cell "
-        "and the next request, and with none, ten times in a row."
+        "The same work as for `Launching`, a group and a barrier included, again and again in one kernel: with some seconds to think between the end of a cell "
+        "and the next request, and with none, ten times in a row. torchrun gets a script that the cell writes. The engines of ipyparallel are "
+        "started once and have imported torch: a launch finds in them what earlier ones have left. Of the others each launch has fresh ranks."
     ),
     rows=(
         Row("cold", "fresh kernel to first line"),
@@ -70,5 +71,5 @@ BENCH = Bench(
         Row("proportional", "their proportional memory (PSS)", "MiB"),
     ),
     measure=_measure,
-    peers=(OURS, FORKED, *(peer for peer in PEERS if peer is not OURS)),
+    peers=(OURS, FORKED, *(peer for peer in PEERS if peer is not OURS), TORCHRUN, IPYPARALLEL),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import sys
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from benchmarks.bench import Bench, Row
 from benchmarks.benches import panel
 from benchmarks.blame import blamed_rank
 from benchmarks.figures import Beyond, format_ratio, format_summary, format_words, summarise
+from benchmarks.launch_peers import IPYPARALLEL, TORCHRUN
 from benchmarks.page import format_machine, format_page, format_table, summaries_of, update_page
-from benchmarks.peers import PEERS
+from benchmarks.peers import FORKED, PEERS
 from benchmarks.views import VIEWS
 
 OURS, SPAWN, ACCELERATE = PEERS
@@ -106,11 +109,19 @@ def test_torchs_summary_says_whom_it_blames_whatever_else_is_named():
 
 def test_every_peer_launches_the_same_work():
     source = 'print(f"{word}'
-    for peer in PEERS:
+    for peer in (*PEERS, FORKED, IPYPARALLEL):
         cell = peer.launch(work.say_line, ("word-1",))
         assert "'word-1'" in cell
         assert source in cell or "work.say_line)" in cell
     assert OURS.launch(work.say_line, ("w",), group=False).startswith("%%elastic_launch ")
+
+
+def test_torchrun_gets_the_same_work_as_a_script():
+    writing, launching = TORCHRUN.launch(work.say_line, ("word-1",)).splitlines()
+    script = ast.literal_eval(writing.partition("write_text(")[2].removesuffix(")"))
+    assert inspect.getsource(work.say_line) in script
+    assert script.endswith("\nsay_line(*('word-1',))\n")
+    assert "torch.distributed.run --standalone --nproc-per-node 2 " in launching
 
 
 def test_the_machine_is_described_without_its_name_or_paths():
