@@ -17,10 +17,11 @@ class Torchrun:
     title: str = "torchrun, a script"
     setup: str = "import sys\nfrom pathlib import Path"
     returns_values: bool = False
+    can_restart: bool = True
 
-    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:  # noqa: ARG002
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True, max_restarts: int = 0) -> str:  # noqa: ARG002
         script = f"{source_of(work)}\n{work.__name__}(*{args!r})\n"
-        options = f"--standalone --nproc-per-node {N_RANKS}"
+        options = f"--standalone --nproc-per-node {N_RANKS} --max-restarts {max_restarts}"
         return f"_ = Path('train.py').write_text({script!r})\n!{{sys.executable}} -m torch.distributed.run {options} train.py"
 
     def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
@@ -29,7 +30,7 @@ class Torchrun:
 
 @dataclass(frozen=True)
 class Ipyparallel:
-    """ipyparallel's `%%px` on engines that are started once, have imported torch and stay: its ranks are not fresh."""
+    """ipyparallel's `%%px` on engines that are started once, have imported torch and stay: its ranks are not fresh, and none is restarted."""
 
     name: str = "ipyparallel"
     title: str = "ipyparallel (engines stay)"
@@ -45,8 +46,11 @@ class Ipyparallel:
         "engines.activate()"
     )
     returns_values: bool = False
+    can_restart: bool = False
 
-    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:  # noqa: ARG002
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True, max_restarts: int = 0) -> str:  # noqa: ARG002
+        if max_restarts:
+            raise NotImplementedError(f"{self.title} restarts nothing")
         place = f"import os\nos.environ['MASTER_PORT'] = '{free_port()}'"
         return f"%%px --block\n{place}\n{source_of(work)}\n{work.__name__}(*{args!r})"
 

@@ -121,6 +121,33 @@ def fail(folder, how):  # type: ignore[no-untyped-def]
     raise ValueError("-".join(["bad", "loss"]))  # noqa: FLY002 - put together here, so that no copy of this text is taken for the message
 
 
+def fail_once(word, folder, seconds):  # type: ignore[no-untyped-def]
+    """Have rank 1 fail in the first attempt, so many seconds after all have met; print the line of `say_line` in the next one."""
+    import os
+    import time
+
+    entered = time.time()
+    import torch
+    import torch.distributed as dist
+
+    from benchmarks.work import note
+
+    is_ours = not dist.is_initialized()
+    if is_ours:
+        dist.init_process_group("gloo")
+    dist.barrier()
+    rank = os.environ["RANK"]
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        time.sleep(seconds)
+        if rank == "1":
+            note(folder, at=time.time())
+            raise ValueError("the first attempt")
+        dist.all_reduce(torch.ones(1))
+    print(f"{word} {rank} {entered:.6f} {time.time():.6f};", flush=True)
+    if is_ours:
+        dist.destroy_process_group()
+
+
 def block(folder, how):  # type: ignore[no-untyped-def]
     """Wait for ever: rank 0 in C++, rank 1 in C++ as well or asleep in Python."""
     import os

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks import work
 from benchmarks.bench import Bench, Facts, Row
@@ -33,12 +34,21 @@ _STEPS = (
 
 
 class Launch:
-    """One launch of work that prints a line on each rank."""
+    """One launch of work that prints a line on each rank: `say_line`, or another function that gets the line's word and these arguments."""
 
-    def __init__(self, session: Session, peer: Peer, *, group: bool) -> None:
+    def __init__(
+        self,
+        session: Session,
+        peer: Peer,
+        *,
+        group: bool,
+        function: work.Work | None = None,
+        args: tuple[Any, ...] = (),
+        max_restarts: int = 0,
+    ) -> None:
         word = f"line-{secrets.token_hex(6)}"
-        function = work.say_line if group else work.say_line_alone
-        self.cell = session.run(peer.launch(function, (word,), group=group))
+        function = function or (work.say_line if group else work.say_line_alone)
+        self.cell = session.run(peer.launch(function, (word, *args), group=group, max_restarts=max_restarts))
         self._line = re.compile(rf"{word} (\d+) ([\d.]+) ([\d.]+);")
         until = time.time() + _LATE_S
         while len(self._lines()) < N_RANKS and time.time() < until:

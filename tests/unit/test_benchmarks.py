@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is no part of t
 from benchmarks import probe, work
 from benchmarks.aims import Aim
 from benchmarks.bench import Bench, Row
-from benchmarks.benches import panel
+from benchmarks.benches import panel, standby
 from benchmarks.blame import blamed_rank
 from benchmarks.figures import Beyond, format_ratio, format_summary, format_words, summarise
 from benchmarks.launch_peers import IPYPARALLEL, TORCHRUN
@@ -122,6 +124,27 @@ def test_torchrun_gets_the_same_work_as_a_script():
     assert inspect.getsource(work.say_line) in script
     assert script.endswith("\nsay_line(*('word-1',))\n")
     assert "torch.distributed.run --standalone --nproc-per-node 2 " in launching
+
+
+def test_whoever_can_restart_is_asked_for_as_many():
+    for peer in (*PEERS, FORKED, TORCHRUN):
+        assert re.search(r"max.restarts[ =]2\b", peer.launch(work.fail_once, ("word-1", "/folder", 0.0), max_restarts=2))
+    with pytest.raises(NotImplementedError):
+        IPYPARALLEL.launch(work.fail_once, ("word-1", "/folder", 0.0), max_restarts=2)
+
+
+class FailedLaunch:
+    def __init__(self, *_, **__):
+        raise RuntimeError("the launch failed")
+
+
+def test_a_restart_that_fails_is_told_apart_from_a_launch_that_does(tmp_path, monkeypatch):
+    session = types.SimpleNamespace(new_folder=lambda: tmp_path)
+    monkeypatch.setattr(standby, "Launch", FailedLaunch)
+    with pytest.raises(RuntimeError):
+        standby._restart(session, OURS, 0.0)
+    (tmp_path / "1.json").write_text('{"at": 1000.0}')
+    assert standby._restart(session, OURS, 0.0) is None
 
 
 def test_the_machine_is_described_without_its_name_or_paths():
