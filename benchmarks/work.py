@@ -48,6 +48,20 @@ def say_line_alone(word):  # type: ignore[no-untyped-def]
     print(f"{word} {os.environ['RANK']} {entered:.6f} {time.time():.6f};", flush=True)
 
 
+def time_stages(word, loaded_at):  # type: ignore[no-untyped-def]
+    """Do what `say_line` does, in the group that is there, and return when each of its steps was done. An argument says when it was loaded."""
+    import os
+    import time
+
+    entered = time.time()
+    import torch.distributed as dist
+
+    dist.barrier()
+    met = time.time()
+    print(f"{word} {os.environ['RANK']} {entered:.6f} {met:.6f};", flush=True)
+    return {"loaded": loaded_at, "entered": entered, "met": met, "returned": time.time()}
+
+
 def return_tensor(sizes):  # type: ignore[no-untyped-def]
     """Return the time of the return and a tensor of so many MiB: `sizes[rank]`, None for 0."""
     import os

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pickle
 import re
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -13,10 +15,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is no part of the package
 
-from benchmarks import probe, work
+from benchmarks import probe, stages, work
 from benchmarks.aims import Aim
 from benchmarks.bench import Bench, Row
-from benchmarks.benches import panel, standby
+from benchmarks.benches import account, panel, standby
 from benchmarks.blame import blamed_rank
 from benchmarks.figures import Beyond, format_ratio, format_summary, format_words, summarise
 from benchmarks.launch_peers import IPYPARALLEL, TORCHRUN
@@ -229,3 +231,27 @@ def test_lines_of_a_log_file_count_when_they_are_whole_and_in_order(tmp_path):
         (folder / "output.log").write_text("\n".join(lines))
     assert panel._complete(tmp_path, {0: {"printed": 2}, 1: {"printed": 2}}) == 100
     assert panel._complete(tmp_path, {0: {"printed": 4}, 1: {"printed": 4}}) == 50
+
+
+def test_the_stages_of_a_launch_add_up_to_the_whole():
+    events = [
+        {"event": "run_begun", "at": 1000.03},
+        {"event": "attempt_begun", "at": 1000.04},
+        {"event": "rank_running", "at": 1000.05},
+        {"event": "rank_running", "at": 1000.06},
+        {"event": "rank_returned", "at": 1000.11},
+        {"event": "rank_exited", "at": 1000.12},
+        {"event": "run_ended", "at": 1000.13},
+    ]
+    noted = {"begun": 1000.01, "planned": 1000.02, "loaded": 1000.07, "entered": 1000.08, "met": 1000.09, "returned": 1000.10}
+    found = account.stages(1000.0, {**noted, **account.last_moments(events), "known": 1000.14, "idle": 1000.2})
+    assert [key for key, _ in found] == [key for key, _ in account.STAGES]
+    assert dict(found)["rank_running"] == pytest.approx(20)  # until the slower rank
+    assert dict(found)["idle"] == pytest.approx(60)
+    assert sum(stage_ms for _, stage_ms in found) == pytest.approx(200)
+
+
+def test_a_moment_arrives_as_the_time_at_which_it_is_loaded():
+    sent = pickle.dumps(stages.Moment())
+    before = time.time()
+    assert before <= pickle.loads(sent) <= time.time()
