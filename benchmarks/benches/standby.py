@@ -98,4 +98,5 @@ BENCH = Bench(
     ),
     measure=_measure,
     peers=(OURS, FORKED, *(peer for peer in PEERS if peer is not OURS), TORCHRUN, IPYPARALLEL),
+    needs=("accelerate", "ipyparallel", "matplotlib"),
 )
