@@ -9,11 +9,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is no part of the package
 
+from benchmarks import __main__ as program
 from benchmarks import plot
 from benchmarks.bench import Bench
-from benchmarks.benches import standby
+from benchmarks.benches import load, standby
 from benchmarks.figures import Beyond
-from benchmarks.page import summaries_of
+from benchmarks.page import format_page, summaries_of
 from benchmarks.peers import PEERS
 from benchmarks.summary import BEGIN, END, ROWS, format_short, format_time, replace_marked
 
@@ -84,6 +85,31 @@ def test_bars_stand_side_by_side_in_the_groups_that_were_measured():
     assert [bar.label for bar in found["torch spawn"]] == ["3.2 s", "> 60.0 s"]
     assert found["ice_notebook"][0].whisker == pytest.approx((0.01, 0.01))
     assert found["accelerate (fork)"][0].at == pytest.approx(0.3)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Return a folder in the place of the project's, with pages of one round that have nothing on launches yet."""
+    (tmp_path / "page.md").write_text(format_page([], {}, 1))
+    (tmp_path / "readme.md").write_text(f"{BEGIN}\n{END}\n")
+    monkeypatch.setattr(program, "_PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(program, "_README", tmp_path / "readme.md")
+    monkeypatch.setattr(program.plot, "draw", lambda bench, summaries, path: (tmp_path / "drawn").write_text(bench.name))
+    return tmp_path
+
+
+def test_the_readme_and_the_picture_are_written_with_the_section_on_launches(written):
+    program._write([standby.BENCH], {("standby", "line_6", "ours"): [0.04]}, 1)
+    assert f"## {standby.BENCH.title}" in (written / "page.md").read_text()
+    assert "| 40 ms | - |" in (written / "readme.md").read_text()
+    assert (written / "drawn").read_text() == "standby"
+
+
+def test_the_readme_stays_as_it_is_when_something_else_was_measured(written):
+    program._write([load.BENCH], {("load", "load", "ours"): [0.04]}, 1)
+    assert f"## {load.BENCH.title}" in (written / "page.md").read_text()
+    assert (written / "readme.md").read_text() == f"{BEGIN}\n{END}\n"
+    assert not (written / "drawn").exists()
 
 
 def test_the_same_values_are_the_same_picture(tmp_path):
