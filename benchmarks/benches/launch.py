@@ -19,6 +19,14 @@ N_WARM = 3
 _LATE_S = 1.0  # output that is still to come after the end of the cell
 
 
+class LaunchFailed(RuntimeError):
+    """A launch has failed, or did not end in time."""
+
+    def __init__(self, message: str, cell: Cell) -> None:
+        super().__init__(message)
+        self.cell = cell
+
+
 class Launch:
     """One launch of work that prints a line on each rank: `say_line`, or another function that gets the line's word and these arguments."""
 
@@ -40,7 +48,7 @@ class Launch:
         while len(self._lines()) < N_RANKS and time.time() < until:
             session.settle(self.cell, 0.05)
         if self.cell.idle_at is None or self.cell.has_error or len(self._lines()) < N_RANKS:
-            raise RuntimeError(f"{peer.title}: the launch failed: {len(self._lines())} lines came. {self.cell.error}")
+            raise LaunchFailed(f"{peer.title}: the launch failed: {len(self._lines())} lines came. {self.cell.error}", self.cell)
 
     def _lines(self) -> dict[int, tuple[float, float, float]]:
         """Return when each rank's function was entered, its line printed, and the line first seen here."""

@@ -8,10 +8,11 @@ import psutil
 
 from benchmarks import family, work
 from benchmarks.bench import Bench, Facts, Row, words
-from benchmarks.benches.launch import Launch
+from benchmarks.benches.launch import Launch, LaunchFailed
+from benchmarks.figures import Beyond
 from benchmarks.launch_peers import IPYPARALLEL, TORCHRUN
 from benchmarks.peers import FORKED, OURS, PEERS, Peer
-from benchmarks.session import Cell, Session, read_notes
+from benchmarks.session import CELL_LIMIT_S, Cell, Session, read_notes
 
 THINK_S = (6.0, 1.0, 0.0)  # between the end of a cell and the request for the next
 N_LAUNCHES = {6.0: 3, 1.0: 5, 0.0: 10}
@@ -40,13 +41,21 @@ def _measure(peer: Peer, scratch: Path) -> Facts:
                 facts[f"idle_{think_s:g}"].append(launch.idle_s)
             if think_s == 0.0 and began is not None and launch.cell.idle_at is not None:
                 facts["sustained"] = [(launch.cell.idle_at - began) / n_launches]
-        for run_s, n_restarts in RUN_S.items() if peer.can_restart else ():
-            for _ in range(n_restarts):
-                session.settle(Cell(0), max(THINK_S))
-                restart_s = _restart(session, peer, run_s)
-                facts["restarts"].append(words(restart_s is not None))
-                facts[f"restart_{run_s:g}"] += [] if restart_s is None else [restart_s]
+        if peer.can_restart:
+            _add_restarts(facts, session, peer)
     return {key: values for key, values in facts.items() if values}
+
+
+def _add_restarts(facts: dict[str, list[float | str]], session: Session, peer: Peer) -> None:
+    """Note how restarts go. One that hangs is the last: the kernel still waits for it."""
+    for run_s in (run_s for run_s, count in RUN_S.items() for _ in range(count)):
+        session.settle(Cell(0), max(THINK_S))
+        restart_s = _restart(session, peer, run_s)
+        is_hanging = isinstance(restart_s, Beyond)
+        facts["restarts"].append(words(restart_s is not None and not is_hanging))
+        if is_hanging:
+            return
+        facts[f"restart_{run_s:g}"] += [] if restart_s is None else [restart_s]
 
 
 def _restart(session: Session, peer: Peer, run_s: float) -> float | None:
@@ -54,10 +63,10 @@ def _restart(session: Session, peer: Peer, run_s: float) -> float | None:
     folder = session.new_folder()
     try:
         launch = Launch(session, peer, group=True, function=work.fail_once, args=(str(folder), run_s), max_restarts=1)
-    except RuntimeError:
+    except LaunchFailed as error:
         if 1 not in read_notes(folder):  # it did not come as far as that
             raise
-        return None
+        return Beyond(CELL_LIMIT_S) if error.cell.idle_at is None else None
     return launch.first_line_at - read_notes(folder)[1]["at"]
 
 

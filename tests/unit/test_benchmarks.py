@@ -19,11 +19,13 @@ from benchmarks import probe, stages, work
 from benchmarks.aims import Aim
 from benchmarks.bench import Bench, Row
 from benchmarks.benches import account, panel, standby
+from benchmarks.benches.launch import LaunchFailed
 from benchmarks.blame import blamed_rank
 from benchmarks.figures import Beyond, format_ratio, format_summary, format_words, summarise
 from benchmarks.launch_peers import IPYPARALLEL, TORCHRUN
 from benchmarks.page import format_machine, format_page, format_table, summaries_of, update_page
 from benchmarks.peers import FORKED, PEERS
+from benchmarks.session import Cell
 from benchmarks.views import VIEWS
 
 OURS, SPAWN, ACCELERATE = PEERS
@@ -135,18 +137,29 @@ def test_whoever_can_restart_is_asked_for_as_many():
         IPYPARALLEL.launch(work.fail_once, ("word-1", "/folder", 0.0), max_restarts=2)
 
 
-class FailedLaunch:
-    def __init__(self, *_, **__):
-        raise RuntimeError("the launch failed")
+def fail_launches(monkeypatch, *, idle_at):
+    def fail(*_, **__):
+        raise LaunchFailed("the launch failed", Cell(1000.0, idle_at=idle_at))
+
+    monkeypatch.setattr(standby, "Launch", fail)
 
 
 def test_a_restart_that_fails_is_told_apart_from_a_launch_that_does(tmp_path, monkeypatch):
     session = types.SimpleNamespace(new_folder=lambda: tmp_path)
-    monkeypatch.setattr(standby, "Launch", FailedLaunch)
+    fail_launches(monkeypatch, idle_at=1001.0)
     with pytest.raises(RuntimeError):
         standby._restart(session, OURS, 0.0)
-    (tmp_path / "1.json").write_text('{"at": 1000.0}')
+    (tmp_path / "1.json").write_text('{"at": 1000.5}')
     assert standby._restart(session, OURS, 0.0) is None
+
+
+def test_a_restart_that_hangs_is_no_time_and_the_last(tmp_path, monkeypatch):
+    session = types.SimpleNamespace(new_folder=lambda: tmp_path, settle=lambda cell, seconds: cell)
+    (tmp_path / "1.json").write_text('{"at": 1000.5}')
+    fail_launches(monkeypatch, idle_at=None)
+    facts = {row.key: [] for row in standby.BENCH.rows}
+    standby._add_restarts(facts, session, OURS)
+    assert {key: values for key, values in facts.items() if values} == {"restarts": ["no"]}
 
 
 def test_the_machine_is_described_without_its_name_or_paths():
