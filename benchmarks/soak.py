@@ -88,6 +88,7 @@ class Soak:
         """Return what is held now."""
         from ice_notebook import processes, store
 
+        _join_threads_of_runs()
         gc.collect()  # a run that nobody holds gives back what it has when it is collected
         places = [store.SHARED_MEMORY / f"{store._SHARED_PREFIX}{run_id}" for run_id in self.run_ids]
         return Held(
@@ -106,6 +107,13 @@ class Soak:
             f"{len(ordered)} launches ({starts}): median {statistics.median(ordered):.3f} s, "
             f"99 of 100 within {p99:.3f} s, at most {ordered[-1]:.3f} s; {len(self.faults)} faults"
         )
+
+
+def _join_threads_of_runs() -> None:
+    """Wait for threads that follow runs: each holds its run a moment longer than whoever waits for it."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("ice-run-"):
+            thread.join(_END_WAIT_S)
 
 
 def meet() -> int:
@@ -137,9 +145,10 @@ def _soak(asked: argparse.Namespace) -> int:
         if settled is None and number >= min(_SETTLED_AFTER, asked.launches // 2):
             settled = soak.held()
         if number % _REPORT_EVERY == 0 or number == asked.launches or not goes_on:
-            excess = soak.held().excess(settled or before)
+            held = soak.held()
+            excess = held.excess(settled or before)
             soak.faults += [f"after {number} launches: {excess}"] if excess else []
-            print(f"{soak.describe()}; {soak.held()}", flush=True)
+            print(f"{soak.describe()}; {held}", flush=True)
         if not goes_on:
             break
     pool().stop()
