@@ -1,8 +1,12 @@
-"""`python -m benchmarks [--rounds N] [--only NAMES [--update]] [--no-page]`: measure, print the tables, write `docs/benchmarks.md`."""
+"""`python -m benchmarks [--rounds N] [--only NAMES [--update]] [--no-page]`: measure, print the tables, write `docs/benchmarks.md`.
+
+With the page come the README's table and the picture of launches, when these were measured.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import signal
 import sys
 import tempfile
@@ -12,27 +16,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from benchmarks import plot
 from benchmarks.bench import Bench, Compared
-from benchmarks.benches import BENCHES
+from benchmarks.benches import BENCHES, standby
 from benchmarks.benches.launch import Launch
 from benchmarks.figures import Value
-from benchmarks.page import format_page, update_page
+from benchmarks.page import Measured, format_page, summaries_of, update_page
 from benchmarks.peers import PEERS, Peer
 from benchmarks.session import CACHE, ROOT, fresh
+from benchmarks.summary import format_short, replace_marked
 from ice_notebook import store
 
 _PAGE = ROOT / "docs" / "benchmarks.md"
+_README = ROOT / "README.md"
+_PICTURE = ROOT / "docs" / "images" / "launches.png"
 _INTERRUPTED = 130  # as a shell says: 128 + SIGINT
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure and report; return the exit status."""
-    asked = _parser().parse_args(arguments)
+    parser = _parser()
+    asked = parser.parse_args(arguments)
     benches = [bench for bench in BENCHES if not asked.only or bench.name in asked.only]
+    missing = sorted({name for bench in benches for name in bench.needs if importlib.util.find_spec(name) is None})
+    if missing:
+        parser.error(f"{', '.join(missing)} cannot be imported: pip install '.[benchmark]'")
     for number in (signal.SIGINT, signal.SIGTERM):  # every kernel is closed on the way out, also where a shell has SIGINT ignored
         signal.signal(number, _leave)
-    if asked.update:
-        update_page(_PAGE.read_text(), BENCHES, [], {}, asked.rounds)  # raises before anything is measured
+    writes = not asked.peers and not asked.no_page and (asked.update or not asked.only)
+    if writes:  # these raise before anything is measured
+        replace_marked(_README.read_text(), "")
+        if asked.only:
+            update_page(_PAGE.read_text(), BENCHES, [], {}, asked.rounds)
     measured: defaultdict[tuple[str, str, str], list[Value]] = defaultdict(list)
     rounds = status = 0
     try:
@@ -50,14 +65,22 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         status = _INTERRUPTED
         print("interrupted; what was measured so far:", file=sys.stderr)
-    page = format_page(benches, measured, rounds)
-    print(page)
-    if status == 0 and not asked.peers and not asked.no_page:
-        if not asked.only:
-            _PAGE.write_text(page)
-        elif asked.update:
-            _PAGE.write_text(update_page(_PAGE.read_text(), BENCHES, benches, measured, rounds))
+    print(format_page(benches, measured, rounds))
+    if status == 0 and writes:
+        _write(benches, measured, rounds)
     return status
+
+
+def _write(benches: Sequence[Bench], measured: Measured, rounds: int) -> None:
+    """Write the page, or its sections of these benches, and what else shows launches."""
+    is_whole = len(benches) == len(BENCHES)
+    _PAGE.write_text(
+        format_page(benches, measured, rounds) if is_whole else update_page(_PAGE.read_text(), BENCHES, benches, measured, rounds)
+    )
+    if standby.BENCH in benches:
+        summaries = summaries_of(measured)
+        _README.write_text(replace_marked(_README.read_text(), format_short(standby.BENCH, summaries)))
+        plot.draw(standby.BENCH, summaries, _PICTURE)
 
 
 def _asked_peers(bench: Bench, names: Sequence[str] | None) -> list[Compared]:
@@ -116,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=sorted({peer.name for bench in BENCHES for peer in bench.peers}),
         help="only these; no page is written",
     )
-    parser.add_argument("--no-page", action="store_true", help=f"do not write {_PAGE.relative_to(ROOT)}")
+    parser.add_argument("--no-page", action="store_true", help=f"do not write {_PAGE.relative_to(ROOT)}, nor the README's table")
     return parser
 
 

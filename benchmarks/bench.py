@@ -43,6 +43,7 @@ class Bench:
     rows: tuple[Row, ...]
     measure: Callable[[Any, Path], Facts]
     peers: tuple[Compared, ...] = PEERS
+    needs: tuple[str, ...] = ()  # packages of the extra `benchmark` that it, or its picture, cannot do without
 
 
 def words(value: object) -> str:

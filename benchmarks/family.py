@@ -43,6 +43,8 @@ def kind(pid: int) -> str:
         "ice_notebook.agent": "agent",
         "ice_notebook.rank": "rank",
         "multiprocessing.spawn": "rank",
+        "ipyparallel.engine": "engine",
+        "ipyparallel.controller": "controller",
         "ipykernel": "forked kernel",
     }
     return next((word for part, word in kinds.items() if part in text), os.path.basename(text.split(" ", 1)[0]) or "process")

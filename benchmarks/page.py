@@ -28,7 +28,7 @@ kernel with `start_method="spawn"`, and accelerate's `notebook_launcher`, which 
 receives, one launch at a time, each launcher in a fresh kernel of its own, in an order that rotates from round to round; a first launch of
 each, not counted, has filled the file caches. What a page shows is measured in JupyterLab in Chromium, each way in a server, a kernel and a
 browser of its own. Cells read median [least-most]; `ratio` is ice_notebook's median over the other's.
-`python -m benchmarks --rounds 3` measures for about 50 minutes and writes this page; it wants a machine that does nothing else.
+`python -m benchmarks --rounds 3` measures for about 90 minutes and writes this page; it wants a machine that does nothing else.
 `--only NAME ... --update` measures some of it and writes their sections anew.
 """
 _MACHINE_TITLE = "## On what was this measured?"

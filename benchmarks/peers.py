@@ -25,8 +25,10 @@ class Peer(Protocol):
     def setup(self) -> str: ...
     @property
     def returns_values(self) -> bool: ...
+    @property
+    def can_restart(self) -> bool: ...
 
-    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True, max_restarts: int = 0) -> str:
         """Return the cell that launches the work on two CPU ranks. `group`: the work needs a process group."""
 
     def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
@@ -41,13 +43,15 @@ class Ours:
     title: str = "ice_notebook"
     setup: str = "%load_ext ice_notebook"
     returns_values: bool = True
+    can_restart: bool = True
     options: str = ""  # more of the magic's line
 
-    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:
-        return f"%%elastic_launch {self._line(args, group=group)}\n{_source(work)}"
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True, max_restarts: int = 0) -> str:
+        restarts = f" max_restarts={max_restarts}" if max_restarts else ""
+        return f"%%elastic_launch {self._line(args, group=group)}{restarts}\n{source_of(work)}"
 
     def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
-        magic = f"get_ipython().run_cell_magic('elastic_launch', {self._line(args, group=False)!r}, {_source(work)!r})"
+        magic = f"get_ipython().run_cell_magic('elastic_launch', {self._line(args, group=False)!r}, {source_of(work)!r})"
         opening = "_opening = time.time()\nvalues = dict(run.results)\nopening_s = time.time() - _opening"
         return f"{magic}\n{opening}"
 
@@ -63,10 +67,11 @@ class Spawn:
     title: str = "torch spawn"
     setup: str = "from torch.distributed.launcher.api import LaunchConfig, elastic_launch\nfrom benchmarks import work"
     returns_values: bool = True
+    can_restart: bool = True
 
-    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:  # noqa: ARG002
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True, max_restarts: int = 0) -> str:  # noqa: ARG002
         config = (
-            f"LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node={N_RANKS}, start_method='spawn', max_restarts=0, "
+            f"LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node={N_RANKS}, start_method='spawn', max_restarts={max_restarts}, "
             f"rdzv_backend='c10d', rdzv_endpoint='localhost:0', run_id='{uuid.uuid4().hex}')"
         )
         return f"values = elastic_launch({config}, work.{work.__name__})(*{args!r})"
@@ -83,10 +88,12 @@ class Accelerate:
     title: str = "accelerate (fork)"
     setup: str = "from accelerate import notebook_launcher"
     returns_values: bool = False
+    can_restart: bool = True
 
-    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True) -> str:  # noqa: ARG002
-        call = f"notebook_launcher({work.__name__}, args={args!r}, num_processes={N_RANKS}, use_port='{_free_port()}')"
-        return f"{_source(work)}\n{call}"
+    def launch(self, work: Work, args: tuple[Any, ...], *, group: bool = True, max_restarts: int = 0) -> str:  # noqa: ARG002
+        options = f"num_processes={N_RANKS}, max_restarts={max_restarts}, use_port='{free_port()}'"
+        call = f"notebook_launcher({work.__name__}, args={args!r}, {options})"
+        return f"{source_of(work)}\n{call}"
 
     def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
         raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
@@ -97,11 +104,13 @@ FORKED: Peer = Ours("forked", "with the fork server", options=" start_method=for
 PEERS: tuple[Peer, ...] = (OURS, Spawn(), Accelerate())
 
 
-def _source(work: Work) -> str:
+def source_of(work: Work) -> str:
+    """Return the text of a function of `work`, as it stands in a cell."""
     return textwrap.dedent(inspect.getsource(work))
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

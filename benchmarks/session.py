@@ -37,6 +37,7 @@ class Message:
     kind: str
     text: str
     size_bytes: int
+    made_at: float = 0.0  # by the kernel
 
 
 @dataclass
@@ -60,6 +61,11 @@ class Cell:
     def shown(self) -> str:
         """Return all text that came, but the echo of the cell itself."""
         return "\n".join(message.text for message in self.messages if message.kind != "execute_input")
+
+    @property
+    def begun_at(self) -> float:
+        """Return when the kernel began the cell."""
+        return next(message.made_at for message in self.messages if message.kind == "execute_input")
 
     def first(self, holds: Callable[[str], Any]) -> float | None:
         """Return when the first message came whose text is as asked, None if none came."""
@@ -158,7 +164,7 @@ class Session:
                 cell.idle_at = at
             return
         text = _text_of(kind, content, message.get("buffers") or [])
-        cell.messages.append(Message(at, kind, text, len(text)))
+        cell.messages.append(Message(at, kind, text, len(text), message["header"]["date"].timestamp()))
 
     # ---- processes
 

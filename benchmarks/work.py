@@ -48,6 +48,20 @@ def say_line_alone(word):  # type: ignore[no-untyped-def]
     print(f"{word} {os.environ['RANK']} {entered:.6f} {time.time():.6f};", flush=True)
 
 
+def time_stages(word, loaded_at):  # type: ignore[no-untyped-def]
+    """Do what `say_line` does, in the group that is there, and return when each of its steps was done. An argument says when it was loaded."""
+    import os
+    import time
+
+    entered = time.time()
+    import torch.distributed as dist
+
+    dist.barrier()
+    met = time.time()
+    print(f"{word} {os.environ['RANK']} {entered:.6f} {met:.6f};", flush=True)
+    return {"loaded": loaded_at, "entered": entered, "met": met, "returned": time.time()}
+
+
 def return_tensor(sizes):  # type: ignore[no-untyped-def]
     """Return the time of the return and a tensor of so many MiB: `sizes[rank]`, None for 0."""
     import os
@@ -119,6 +133,33 @@ def fail(folder, how):  # type: ignore[no-untyped-def]
     if how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     raise ValueError("-".join(["bad", "loss"]))  # noqa: FLY002 - put together here, so that no copy of this text is taken for the message
+
+
+def fail_once(word, folder, seconds):  # type: ignore[no-untyped-def]
+    """Have rank 1 fail in the first attempt, so many seconds after all have met; print the line of `say_line` in the next one."""
+    import os
+    import time
+
+    entered = time.time()
+    import torch
+    import torch.distributed as dist
+
+    from benchmarks.work import note
+
+    is_ours = not dist.is_initialized()
+    if is_ours:
+        dist.init_process_group("gloo")
+    dist.barrier()
+    rank = os.environ["RANK"]
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        time.sleep(seconds)
+        if rank == "1":
+            note(folder, at=time.time())
+            raise ValueError("the first attempt")
+        dist.all_reduce(torch.ones(1))
+    print(f"{word} {rank} {entered:.6f} {time.time():.6f};", flush=True)
+    if is_ours:
+        dist.destroy_process_group()
 
 
 def block(folder, how):  # type: ignore[no-untyped-def]

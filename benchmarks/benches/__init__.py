@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from benchmarks.bench import Bench
-from benchmarks.benches import failure, flood, launch, load, panel, scripts, standby, stop, values
+from benchmarks.benches import account, failure, flood, launch, load, panel, scripts, standby, stop, values
 
 BENCHES: tuple[Bench, ...] = (
     load.BENCH,
     launch.BENCH,
     standby.BENCH,
+    account.BENCH,
     scripts.BENCH,
     values.BENCH,
     flood.BENCH,

@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks import work
 from benchmarks.bench import Bench, Facts, Row
-from benchmarks.peers import N_RANKS, OURS, Peer
+from benchmarks.peers import N_RANKS, Peer
 from benchmarks.session import Cell, Session
 
 PAUSE_S = 3.0  # a person looks at the result before the next launch
 N_WARM = 3
 _LATE_S = 1.0  # output that is still to come after the end of the cell
 
-_STEPS = (
-    # Events of the journal, the last of each kind, in their order; the ranks' own times stand between them.
-    ("run_begun", "agent up"),
-    ("attempt_begun", "ranks ready"),
-    ("rank_running", "work accepted"),
-    ("entered", "function entered"),
-    ("printed", "line printed"),
-    ("rank_returned", "value written"),
-    ("rank_exited", "ranks gone"),
-    ("run_ended", "run ended"),
-    ("idle", "cell idle"),
-)
+
+class LaunchFailed(RuntimeError):
+    """A launch has failed, or did not end in time."""
+
+    def __init__(self, message: str, cell: Cell) -> None:
+        super().__init__(message)
+        self.cell = cell
 
 
 class Launch:
-    """One launch of work that prints a line on each rank."""
+    """One launch of work that prints a line on each rank: `say_line`, or another function that gets the line's word and these arguments."""
 
-    def __init__(self, session: Session, peer: Peer, *, group: bool) -> None:
+    def __init__(
+        self,
+        session: Session,
+        peer: Peer,
+        *,
+        group: bool,
+        function: work.Work | None = None,
+        args: tuple[Any, ...] = (),
+        max_restarts: int = 0,
+    ) -> None:
         word = f"line-{secrets.token_hex(6)}"
-        function = work.say_line if group else work.say_line_alone
-        self.cell = session.run(peer.launch(function, (word,), group=group))
+        function = function or (work.say_line if group else work.say_line_alone)
+        self.cell = session.run(peer.launch(function, (word, *args), group=group, max_restarts=max_restarts))
         self._line = re.compile(rf"{word} (\d+) ([\d.]+) ([\d.]+);")
         until = time.time() + _LATE_S
         while len(self._lines()) < N_RANKS and time.time() < until:
             session.settle(self.cell, 0.05)
         if self.cell.idle_at is None or self.cell.has_error or len(self._lines()) < N_RANKS:
-            raise RuntimeError(f"{peer.title}: the launch failed: {len(self._lines())} lines came. {self.cell.error}")
+            raise LaunchFailed(f"{peer.title}: the launch failed: {len(self._lines())} lines came. {self.cell.error}", self.cell)
 
     def _lines(self) -> dict[int, tuple[float, float, float]]:
         """Return when each rank's function was entered, its line printed, and the line first seen here."""
@@ -66,6 +70,11 @@ class Launch:
     def idle_s(self) -> float:
         assert self.cell.idle_at is not None
         return self.cell.idle_at - self.cell.sent_at
+
+    @property
+    def slowest_line_s(self) -> float:
+        """Return how long after it was printed a line was first seen here, of that which took longest."""
+        return max(seen - printed for _, printed, seen in self._lines().values())
 
     def moments(self) -> dict[str, float]:
         """Return the moments that every launcher's launch has; of two ranks, the slower one's."""
@@ -91,7 +100,7 @@ def _measure(peer: Peer, scratch: Path) -> Facts:
             warm = Launch(session, peer, group=True)
             facts["warm"].append(warm.first_line_s)
             facts["warm_idle"].append(warm.idle_s)
-            for key, step_ms in _account(session, peer, warm):
+            for key, step_ms in _steps(warm):
                 facts[key].append(step_ms)
         again = Launch(session, peer, group=True)
         facts["again"] = [again.first_line_s]
@@ -103,22 +112,12 @@ def _measure(peer: Peer, scratch: Path) -> Facts:
     return {key: values for key, values in facts.items() if values}
 
 
-def _account(session: Session, peer: Peer, launch: Launch) -> Iterator[tuple[str, float]]:
+def _steps(launch: Launch) -> Iterator[tuple[str, float]]:
     """Yield where the time of a launch went, in milliseconds."""
     moments = launch.moments()
     previous = launch.cell.sent_at
     for key in ("entered", "printed", "seen", "idle"):
         yield f"to_{key}", 1000 * (moments[key] - previous)
-        previous = moments[key]
-    if peer is not OURS:
-        return
-    journal = Path(session.value("str(run.folder)")) / "events.jsonl"
-    for line in journal.read_text().splitlines():
-        event = json.loads(line)
-        moments[event["event"]] = event["at"]
-    previous = launch.cell.sent_at
-    for key, _ in _STEPS:
-        yield f"step_{key}", 1000 * (moments[key] - previous)
         previous = moments[key]
 
 
@@ -143,7 +142,6 @@ BENCH = Bench(
         Row("to_printed", "→ both lines printed (import, group, barrier)", "ms"),
         Row("to_seen", "→ both lines at the client", "ms"),
         Row("to_idle", "→ cell idle", "ms"),
-        *(Row(f"step_{key}", f"by the journal: → {text}", "ms") for key, text in _STEPS),
     ),
     measure=_measure,
 )

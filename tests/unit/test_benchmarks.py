@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import pickle
+import re
 import sys
+import time
+import types
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is no part of the package
 
-from benchmarks import probe, work
+from benchmarks import probe, stages, work
 from benchmarks.aims import Aim
 from benchmarks.bench import Bench, Row
-from benchmarks.benches import panel
+from benchmarks.benches import account, panel, standby
+from benchmarks.benches.launch import LaunchFailed
 from benchmarks.blame import blamed_rank
 from benchmarks.figures import Beyond, format_ratio, format_summary, format_words, summarise
+from benchmarks.launch_peers import IPYPARALLEL, TORCHRUN
 from benchmarks.page import format_machine, format_page, format_table, summaries_of, update_page
-from benchmarks.peers import PEERS
+from benchmarks.peers import FORKED, PEERS
+from benchmarks.session import Cell
 from benchmarks.views import VIEWS
 
 OURS, SPAWN, ACCELERATE = PEERS
@@ -106,11 +115,51 @@ def test_torchs_summary_says_whom_it_blames_whatever_else_is_named():
 
 def test_every_peer_launches_the_same_work():
     source = 'print(f"{word}'
-    for peer in PEERS:
+    for peer in (*PEERS, FORKED, IPYPARALLEL):
         cell = peer.launch(work.say_line, ("word-1",))
         assert "'word-1'" in cell
         assert source in cell or "work.say_line)" in cell
     assert OURS.launch(work.say_line, ("w",), group=False).startswith("%%elastic_launch ")
+
+
+def test_torchrun_gets_the_same_work_as_a_script():
+    writing, launching = TORCHRUN.launch(work.say_line, ("word-1",)).splitlines()
+    script = ast.literal_eval(writing.partition("write_text(")[2].removesuffix(")"))
+    assert inspect.getsource(work.say_line) in script
+    assert script.endswith("\nsay_line(*('word-1',))\n")
+    assert "torch.distributed.run --standalone --nproc-per-node 2 " in launching
+
+
+def test_whoever_can_restart_is_asked_for_as_many():
+    for peer in (*PEERS, FORKED, TORCHRUN):
+        assert re.search(r"max.restarts[ =]2\b", peer.launch(work.fail_once, ("word-1", "/folder", 0.0), max_restarts=2))
+    with pytest.raises(NotImplementedError):
+        IPYPARALLEL.launch(work.fail_once, ("word-1", "/folder", 0.0), max_restarts=2)
+
+
+def fail_launches(monkeypatch, *, idle_at):
+    def fail(*_, **__):
+        raise LaunchFailed("the launch failed", Cell(1000.0, idle_at=idle_at))
+
+    monkeypatch.setattr(standby, "Launch", fail)
+
+
+def test_a_restart_that_fails_is_told_apart_from_a_launch_that_does(tmp_path, monkeypatch):
+    session = types.SimpleNamespace(new_folder=lambda: tmp_path)
+    fail_launches(monkeypatch, idle_at=1001.0)
+    with pytest.raises(RuntimeError):
+        standby._restart(session, OURS, 0.0)
+    (tmp_path / "1.json").write_text('{"at": 1000.5}')
+    assert standby._restart(session, OURS, 0.0) is None
+
+
+def test_a_restart_that_hangs_is_no_time_and_the_last(tmp_path, monkeypatch):
+    session = types.SimpleNamespace(new_folder=lambda: tmp_path, settle=lambda cell, seconds: cell)
+    (tmp_path / "1.json").write_text('{"at": 1000.5}')
+    fail_launches(monkeypatch, idle_at=None)
+    facts = {row.key: [] for row in standby.BENCH.rows}
+    standby._add_restarts(facts, session, OURS)
+    assert {key: values for key, values in facts.items() if values} == {"restarts": ["no"]}
 
 
 def test_the_machine_is_described_without_its_name_or_paths():
@@ -195,3 +244,27 @@ def test_lines_of_a_log_file_count_when_they_are_whole_and_in_order(tmp_path):
         (folder / "output.log").write_text("\n".join(lines))
     assert panel._complete(tmp_path, {0: {"printed": 2}, 1: {"printed": 2}}) == 100
     assert panel._complete(tmp_path, {0: {"printed": 4}, 1: {"printed": 4}}) == 50
+
+
+def test_the_stages_of_a_launch_add_up_to_the_whole():
+    events = [
+        {"event": "run_begun", "at": 1000.03},
+        {"event": "attempt_begun", "at": 1000.04},
+        {"event": "rank_running", "at": 1000.05},
+        {"event": "rank_running", "at": 1000.06},
+        {"event": "rank_returned", "at": 1000.11},
+        {"event": "rank_exited", "at": 1000.12},
+        {"event": "run_ended", "at": 1000.13},
+    ]
+    noted = {"begun": 1000.01, "planned": 1000.02, "loaded": 1000.07, "entered": 1000.08, "met": 1000.09, "returned": 1000.10}
+    found = account.stages(1000.0, {**noted, **account.last_moments(events), "known": 1000.14, "idle": 1000.2})
+    assert [key for key, _ in found] == [key for key, _ in account.STAGES]
+    assert dict(found)["rank_running"] == pytest.approx(20)  # until the slower rank
+    assert dict(found)["idle"] == pytest.approx(60)
+    assert sum(stage_ms for _, stage_ms in found) == pytest.approx(200)
+
+
+def test_a_moment_arrives_as_the_time_at_which_it_is_loaded():
+    sent = pickle.dumps(stages.Moment())
+    before = time.time()
+    assert before <= pickle.loads(sent) <= time.time()
