@@ -128,7 +128,7 @@ class Kernel:
 
     def start(self, code: str) -> str:
         """Begin a cell, and return what `finish` needs."""
-        if code.startswith("%%elastic_launch"):
+        if re.match(r"%%elastic_launch(?! --help)(?=[ \n])", code):
             code = code.replace("%%elastic_launch", self._magic, 1)
         return self.client.execute(code, allow_stdin=False)
 
