@@ -125,10 +125,12 @@ def _carried(pid: int) -> str | None:
     prefix = f"{MARKER}=".encode()
     try:
         with open(f"/proc/{pid}/environ", "rb") as environ:
-            variables = environ.read().split(b"\0")
+            content = environ.read()
     except OSError:  # gone meanwhile, or not ours to read
         return None
-    return next((variable.removeprefix(prefix).decode() for variable in variables if variable.startswith(prefix)), None)
+    if prefix not in content:  # that of nearly every process on a machine
+        return None
+    return next((variable.removeprefix(prefix).decode() for variable in content.split(b"\0") if variable.startswith(prefix)), None)
 
 
 def _carries(pid: int, markers: Collection[str]) -> bool:

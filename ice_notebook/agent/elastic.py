@@ -86,11 +86,9 @@ class IceAgent(LocalElasticAgent):
                 return
 
     def _exit_barrier(self) -> None:
-        # torch would wait half a minute for a node that is not done, or has left since, and would hear of no stop.
+        # Of several nodes torch would wait half a minute for one that is not done, or has left since, and would hear of no stop.
         if self._plan.group is not None:
             self.rendezvous_handler.leave_together()
-        elif self.meeting is None:
-            super()._exit_barrier()
 
     @property
     def _round(self) -> m.Round:

@@ -142,7 +142,7 @@ class Rank:
             value = None
         self._return(value)
         try:
-            group.destroy()
+            group.leave()
         except Exception:  # the value is there: what goes wrong now is worth a line, and not the run
             traceback.print_exc()
         return 0

@@ -47,16 +47,30 @@ class ProcessGroup:
         self._is_ours = True
 
     def destroy(self) -> None:
-        """Leave the group, if it is still ours.
-
-        A rank whose work is done at once could be gone while another still connects to it, and that one's init would fail with
-        "Connection closed by peer": it stays until all have joined.
-        """
+        """Leave the group, if it is still ours."""
         if self._is_ours and dist.is_initialized():
-            with contextlib.suppress(dist.DistError):  # one never came, or the store is gone: that is told by whoever failed
-                self._store.wait([_ALL_JOINED], _JOIN_WAIT)
+            self._wait_joined()
             dist.destroy_process_group()
         self._is_ours = False
+
+    def leave(self) -> None:
+        """Leave the group, if it is still ours, at the end of the process.
+
+        The end itself takes a group of gloo down, which waits for 10 ms when it is asked to.
+        """
+        if self._is_ours and dist.is_initialized() and dist.get_backend() == "gloo":
+            self._wait_joined()
+        else:
+            self.destroy()
+
+    def _wait_joined(self) -> None:
+        """Wait until all ranks have joined.
+
+        A rank whose work is done at once could be gone while another still connects to it, and that one's init would fail with
+        "Connection closed by peer".
+        """
+        with contextlib.suppress(dist.DistError):  # one never came, or the store is gone: that is told by whoever failed
+            self._store.wait([_ALL_JOINED], _JOIN_WAIT)
 
     def give_way(self) -> None:
         """Have `init_process_group`, called by the user's function or a library, take our group down first.
