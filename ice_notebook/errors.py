@@ -629,6 +629,27 @@ class NodeError(IceNotebookError, ConnectionError):
         )
 
     @classmethod
+    def torchrun_came(cls, where: str) -> NodeError:
+        return cls(
+            f"A node that came to {where} was started with torchrun, which cannot take part: every round has a store of its own here. "
+            "Start every node with ice_notebook launch, or every node with torchrun."
+        )
+
+    @classmethod
+    def torchrun_listens(cls, where: str) -> NodeError:
+        return cls(
+            f"What listens at {where} is no node of ice_notebook, but a torchrun or another store of torch's. Start every node with "
+            "ice_notebook launch, or every node with torchrun."
+        )
+
+    @classmethod
+    def silent(cls, where: str, timeout_s: float) -> NodeError:
+        return cls(
+            f"A node that came to {where} did not answer as ice_notebook does within {timeout_s:g} s: it was lost, or it is a torchrun. "
+            "Start every node with ice_notebook launch, or every node with torchrun."
+        )
+
+    @classmethod
     def store(cls, where: str, timeout_s: float) -> NodeError:
         return cls(
             f"The store of the ranks at {where} was not reached within {timeout_s:g} s. Name its port with master_port, and let that "
