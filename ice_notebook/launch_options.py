@@ -676,6 +676,8 @@ def _refuse_nodes_that_cannot_meet(options: LaunchOptions) -> None:
             raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give master_addr and master_port.")
     elif not options.rdzv_endpoint or not options.meeting_port:
         raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give rdzv_endpoint=HOST:PORT.")
+    else:
+        _refuse_one_port(options)
 
 
 def _seconds_of(configs: Mapping[str, str], name: str) -> float | None:
@@ -724,13 +726,23 @@ def _refuse_two_meeting_places(options: LaunchOptions) -> None:
 
 def _refuse_two_ports(options: LaunchOptions) -> None:
     port = _host_and_port(options.rdzv_endpoint)[1]
-    # With several nodes one is the port of the nodes, and one that of the ranks' store.
-    is_one_place = not options.standalone and not options.has_other_nodes
-    if port and options.master_port and port != options.master_port and is_one_place:
+    if options.has_other_nodes:
+        _refuse_one_port(options)
+    elif port and options.master_port and port != options.master_port and not options.standalone:
         raise OptionError.conflict(
             f"rdzv_endpoint={options.rdzv_endpoint}",
             f"master_port={options.master_port}",
             "they name two ports for one meeting place; give one.",
+        )
+
+
+def _refuse_one_port(options: LaunchOptions) -> None:
+    """Refuse one port for two things: where nodes meet, and the ranks' store."""
+    if options.master_port and _host_and_port(options.rdzv_endpoint)[1] == options.master_port:
+        raise OptionError.conflict(
+            f"rdzv_endpoint={options.rdzv_endpoint}",
+            f"master_port={options.master_port}",
+            "nodes meet at the one and ranks at the other; give two ports.",
         )
 
 
