@@ -222,6 +222,8 @@ class Node:
         self._agent = AgentProcess(p.replace(plan.preparation(), is_at_once=True))
         self._agent.run(plan)
         _say(f"joined {plan.name} with {plan.world_size} rank{'s' * (plan.world_size != 1)} on {plan.devices}; Ctrl-C leaves it")
+        if any(rank.redirects or rank.tee for rank in plan.ranks):
+            _say(f"streams that go to files of their own (redirects, tee) do so here, in {self._folder.path}")
         sender = threading.Thread(target=self._send_files, name="ice-files", daemon=True)
         sender.start()
         threading.Thread(target=self._hear_first, name="ice-first", daemon=True).start()

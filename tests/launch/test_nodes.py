@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -221,6 +222,25 @@ def test_large_values_and_all_output_travel(start, join):
     lines = run.output(1).splitlines()
     assert len(lines) == 200_000
     assert lines[-1].startswith("line 199999 ")
+
+
+def test_files_of_redirected_streams_stay_where_their_ranks_are_and_the_node_says_so(start, join):
+    def work():
+        import os
+        import sys
+
+        print("to a file", os.environ["RANK"])
+        print("shown", os.environ["RANK"], file=sys.stderr)
+
+    run = start(work, n=1, nnodes=2, redirects="1", dist_init="no")
+    other = join(run)
+    assert run.wait(HANG_S)
+    assert [run.output(rank) for rank in (0, 1)] == ["shown 0\n", "shown 1\n"]
+    assert (run.folder / "attempt_0" / "0" / "stdout.log").read_text() == "to a file 0\n"
+    assert not (run.folder / "attempt_0" / "1" / "stdout.log").exists()
+    said = other.finish()[1]
+    [folder] = re.findall(r"ice_notebook: streams that go to files of their own \(redirects, tee\) do so here, in (.*)\n", said)
+    assert (Path(folder) / "attempt_0" / "1" / "stdout.log").read_text() == "to a file 1\n"
 
 
 def test_nodes_may_have_different_numbers_of_ranks(start, join):
