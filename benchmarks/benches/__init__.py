@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from benchmarks.bench import Bench
-from benchmarks.benches import failure, flood, launch, load, panel, scripts, standby, stop, values
+from benchmarks.benches import failure, flood, launch, load, nodes, panel, scripts, standby, stop, values
 
 BENCHES: tuple[Bench, ...] = (
     load.BENCH,
     launch.BENCH,
     standby.BENCH,
     scripts.BENCH,
+    nodes.BENCH,
     values.BENCH,
     flood.BENCH,
     *failure.BENCHES,
