@@ -13,7 +13,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,6 +212,7 @@ class Node:
         self._offsets: dict[tuple[int, int], int] = {}  # how much of each log is sent
         self._ended: p.RunEnded | None = None
         self._is_lost = False  # the first machine is gone
+        self._agent_has_ended = threading.Event()
         self._stops = 0
 
     def run(self) -> int:
@@ -233,6 +233,7 @@ class Node:
         try:
             self._follow_agent()
         finally:
+            self._agent_has_ended.set()
             self._agent.kill()
             code = self._agent.close(self._folder.agent_log)
             processes.sweep(plan.marker, looks=1 if self._ended else 3)
@@ -317,8 +318,8 @@ class Node:
         threading.Thread(target=self._kill_late, name="ice-late", daemon=True).start()
 
     def _kill_late(self) -> None:
-        time.sleep(self._plan.grace + END_WAIT_S)
-        self._agent.kill()
+        if not self._agent_has_ended.wait(self._plan.grace + END_WAIT_S):
+            self._agent.kill()
 
     def _leave(self) -> None:
         self._stops += 1
