@@ -85,7 +85,7 @@ class Agent:
             meeting = meeting or self._meet()
             surroundings.take_environment(io.plan.environment)  # torch's agent hands some of its own on to ranks
             elastic.start_clock(io.plan, io)
-            outcome, reason, swept = elastic.run_elastic(io.plan, io.folder, io, meeting)
+            outcome, reason, swept = elastic.run_elastic(io.plan, io, meeting)
         except Exception as error:
             traceback.print_exc()
             with io.condition:
