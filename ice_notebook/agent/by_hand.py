@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
 from ice_notebook import protocol as p
 from ice_notebook.agent.rendezvous import STORE_WAIT_S, FreshStoreRendezvous
-from ice_notebook.errors import NodeError
+from ice_notebook.nodes.errors import NodeError
 
 LOOK_S = 0.2  # how long one look at a store may take: the run can be stopped between two
 LEAVE_WAIT_S = 300.0  # torchrun's: ranks of other nodes may still need the store

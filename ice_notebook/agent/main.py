@@ -17,8 +17,8 @@ from ice_notebook import forks, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting
-from ice_notebook.errors import NodeError
 from ice_notebook.frames import Channel
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.messages import MESSAGE, decode
 from ice_notebook.rank import surroundings
 from ice_notebook.rank.server import RankServer

@@ -20,10 +20,11 @@ from typing import Any
 from ice_notebook import agents, devices, environment, machine, planning, processes, store
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess
-from ice_notebook.errors import IceNotebookError, LaunchError, NodeError
+from ice_notebook.errors import IceNotebookError, LaunchError
 from ice_notebook.frames import Channel, Frame
 from ice_notebook.nodes import messages as m
 from ice_notebook.nodes import tls
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.files import PIECE_BYTES, IncomingFile, send_file
 from ice_notebook.nodes.token import VARIABLE, Token, parse_token
 from ice_notebook.store import RunFolder

@@ -17,8 +17,8 @@ from test_nodes import alone_or_wait, meet
 from ice_notebook import launcher, planning
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess
-from ice_notebook.errors import NodeError
 from ice_notebook.launch_options import LaunchOptions
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.run import Run
 
 
