@@ -185,23 +185,28 @@ class Rank:
         from ice_notebook.errors import PayloadError, ResultError  # noqa: PLC0415
 
         go = self._go
-        before, self._value_file = self._value_file, None
         try:
             prepared = pickles.prepare(value, devices=pickles.DeviceTensors.TO_HOST, names={"result": value})
-            path = self._value_file = prepared.write_first([Path(result) for result in go.results])
+            path = prepared.write_first([Path(result) for result in go.results])
         except PayloadError as error:
             reason = ResultError.cannot_send(go.rank, error.refusal) if error.refusal is not None else error
             self._tell("value_lost", reason=str(reason))
+            self._drop_value_before(None)
             return
         except OSError:
             self._tell("value_lost", reason=str(ResultError.no_room(go.rank, prepared.size_bytes)))
+            self._drop_value_before(None)
             return
-        finally:
-            if before not in {None, self._value_file}:
-                before.unlink(missing_ok=True)
         type_name, text, html = descriptions.describe(value)
         told = p.Value(path=str(path), size_bytes=prepared.size_bytes, type_name=type_name, text=text, html=html)
         self._tell("returned", p.encode(told))
+        self._drop_value_before(path)
+
+    def _drop_value_before(self, path: Path | None) -> None:
+        """Free a value that a script gave before, once the agent knows of what has come in its place: usually the file is the same."""
+        if self._value_file is not None and self._value_file != path:
+            self._value_file.unlink(missing_ok=True)
+        self._value_file = path
 
     def _fail(self, error: BaseException) -> int:
         """Tell how the work ended when it did not return, and return the exit code."""
