@@ -9,6 +9,7 @@ from pathlib import Path
 from ice_notebook import errors
 from ice_notebook.devices import FORMS
 from ice_notebook.launch_options import LATER, OF_TORCHRUN, TABLE
+from ice_notebook.nodes import errors as node_errors
 from ice_notebook.options import EVERYWHERE, Option, Surface
 
 HERE = Path(__file__).parent
@@ -126,18 +127,23 @@ def _cell(text: str) -> str:
 ERRORS_HEAD = """\
 # Errors
 
-<!-- Written by docs/generate.py from ice_notebook/errors.py. -->
+<!-- Written by docs/generate.py from ice_notebook/errors.py and ice_notebook/nodes/errors.py. -->
 
-Every exception that the project raises is in `ice_notebook.errors`, derives from `IceNotebookError`, and also from the built-in exception
-that its kind suggests: `except ValueError` catches an option that cannot be read. A sentence says what was found, what is allowed, and what
+Every exception that a call of the project raises is in `ice_notebook.errors`, derives from `IceNotebookError`, and also from the built-in
+exception that its kind suggests: `except ValueError` catches an option that cannot be read. `NodeError`, in `ice_notebook.nodes.errors`, is what
+an agent or the join command says; a notebook has its sentence as the reason of a run's end. A sentence says what was found, what is allowed, and what
 to do. Below, words in {braces} stand for what the sentence names in your case.
 """
 
 
 def errors_page() -> str:
     """Return `errors.md`."""
-    classes = [node for node in ast.parse(inspect.getsource(errors)).body if isinstance(node, ast.ClassDef)]
-    sections = [_error_section(node) for node in classes if issubclass(getattr(errors, node.name), errors.IceNotebookError)]
+    found = [(module, node) for module in (errors, node_errors) for node in ast.parse(inspect.getsource(module)).body]
+    sections = [
+        _error_section(node)
+        for module, node in found
+        if isinstance(node, ast.ClassDef) and issubclass(getattr(module, node.name), errors.IceNotebookError)
+    ]
     return "\n".join([ERRORS_HEAD, *sections])
 
 

@@ -6,7 +6,6 @@ Both kinds of task are plain objects that cloudpickle carries to the ranks; `run
 from __future__ import annotations
 
 import ast
-import asyncio
 import builtins
 import inspect
 import re
@@ -36,7 +35,7 @@ class FunctionTask:
     def run(self) -> Any:
         """Call the function; an `async def` is run to its end."""
         value = self.function(*self.args, **self.kwargs)
-        return asyncio.run(_finish(value)) if inspect.iscoroutine(value) else value
+        return _await(value) if inspect.iscoroutine(value) else value
 
 
 @dataclass
@@ -60,12 +59,14 @@ class BodyTask:
         code = compile(tree, self.file_name, "exec", flags=self.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         pending = eval(code, main)  # noqa: S307 - running the user's cell is the point
         if inspect.iscoroutine(pending):
-            asyncio.run(pending)
+            _await(pending)
         return main.pop(_VALUE, None)
 
 
-async def _finish(coroutine: Any) -> Any:
-    return await coroutine
+def _await(coroutine: Any) -> Any:
+    import asyncio  # noqa: PLC0415 - a launch must not wait for it: few cells need it
+
+    return asyncio.run(coroutine)
 
 
 # ---- reading a cell --------------------------------------------------------------------------------------------------------------------

@@ -1,27 +1,20 @@
-"""`ice_notebook launch …` in a terminal: a command line to a launch, and how it ended to an exit status."""
+"""The command line: what it asks for, its help, and the sentences of what cannot be done. `in_terminal` launches."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NoReturn
 
-from ice_notebook import __version__, exits
-from ice_notebook.errors import IceNotebookError, OptionError, RunFailed, ScriptError
+from ice_notebook import __version__
+from ice_notebook.errors import IceNotebookError, OptionError, ScriptError
 from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
-from ice_notebook.launcher import ElasticLauncher
 from ice_notebook.line import read_command
 from ice_notebook.options import Surface
-from ice_notebook.run import Run
-from ice_notebook.scripts import read_script
-from ice_notebook.state import Phase
-from ice_notebook.watching import Terminated
 
-OK, FAILED, USAGE, TIMED_OUT = 0, 1, 2, 124  # the last is that of timeout(1)
-_BY_SIGNAL = 128  # and the number of the signal, as in a shell
+_OK, _USAGE, _NO_READER = 0, 2, 128 + signal.SIGPIPE
 _HELP_WORDS = ("-h", "--help", "help")
 _HELP = """\
 ice_notebook launch [--option VALUE ...] script.py [argument ...]
@@ -40,9 +33,9 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
     """Do what a command line says, and leave with its exit status. `words` are those of this process unless given."""
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in _HELP_WORDS:
-        _leave(_HELP, OK if words else USAGE)
+        _leave(_HELP, _OK if words else _USAGE)
     if words[0] == "--version":
-        _leave(f"ice_notebook {__version__}", OK)
+        _leave(f"ice_notebook {__version__}", _OK)
     try:
         if words[0] == "join":
             from ice_notebook.nodes import join  # noqa: PLC0415 - cryptography is imported for runs on several machines only
@@ -51,77 +44,24 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         if words[0] != "launch":
             raise OptionError.no_command(words[0], ["launch", "join"])
         if words[1:2] and words[1] in _HELP_WORDS[:2]:
-            _leave(help_text(Surface.CLI), OK)
-        status = launch(words[1:])
+            _leave(help_text(Surface.CLI), _OK)
+        status = _launch(words[1:])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # how it ended is settled
         sys.exit(status)
     except IceNotebookError as error:
         _complain(error)
-        sys.exit(USAGE)
+        sys.exit(_USAGE)
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(_NO_READER)
 
 
-def launch(words: Sequence[str]) -> int:
-    """Launch what the words behind `launch` say, show it until it is over, and return the exit status.
-
-    Raises:
-        IceNotebookError: it cannot be launched as asked.
-    """
+def _launch(words: Sequence[str]) -> int:
     values, rest = read_command(words, TABLE)
-    launcher = ElasticLauncher.of(LaunchOptions.of(values, Surface.CLI), is_for_script=True)
-    task = read_script(launcher.options, rest)
-    runs: list[Run] = []
-    with _signals_stop() as arrived:
-        try:
-            launcher.launch(task, task.name, waits=True, on_run=runs.append)
-        except RunFailed as error:
-            run: Run = error.run
-            if launcher.options.ui == "none":
-                print(f"ice_notebook: {error}", file=sys.stderr)
-            print(f"ice_notebook: logs are in {run.folder}", file=sys.stderr)
-            return status_of_failure(run)
-        except KeyboardInterrupt:
-            return _BY_SIGNAL + (arrived[0] if arrived else signal.SIGINT)
-        except BrokenPipeError:
-            # Nobody reads what is shown any more, as with `| head`.
-            for run in runs:
-                run.kill()
-                run.wait()
-            _forget_output()
-            return _BY_SIGNAL + signal.SIGPIPE
-    return OK
+    options = LaunchOptions.of(values, Surface.CLI).validate_by_hand()
+    from ice_notebook.in_terminal import launch  # noqa: PLC0415 - help and refusals of options must not wait for what it needs
 
-
-def status_of_failure(run: Run) -> int:
-    """Return the exit status of a run that failed: that of the rank that failed first, where one did."""
-    if run.state.stop_reason == "timeout":
-        return TIMED_OUT
-    first = next(iter(run.failures), None)
-    if run.phase is not Phase.FAILED or first is None:
-        return FAILED
-    code = run.exit_codes.get(first) if run.failures[first].exit_code is None else run.failures[first].exit_code
-    return exits.shell_status(code) if code else FAILED
-
-
-@contextmanager
-def _signals_stop() -> Iterator[list[int]]:
-    """Have SIGTERM and SIGHUP stop the run in order, as Ctrl-C does, and yield the list of those that have come.
-
-    One that is ignored, as under nohup, stays so.
-    """
-    arrived: list[int] = []
-
-    def stop(number: int, _frame: object) -> None:
-        arrived.append(number)
-        raise Terminated
-
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield arrived
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    return launch(options, rest)
 
 
 def _complain(error: IceNotebookError) -> None:

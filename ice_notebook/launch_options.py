@@ -26,6 +26,16 @@ from ice_notebook.grammars import (
     StdStreams,
     Text,
 )
+from ice_notebook.nodes.options import (
+    JOIN_TIMEOUT_S,
+    LAST_CALL_S,
+    LOOPBACK,
+    check_nodes,
+    check_nodes_by_hand,
+    host_and_port,
+    numeric,
+    seconds_of,
+)
 from ice_notebook.options import Surface, Table, option
 
 RANKS, CODE, FAILURES, OUTPUT, MEETING = "Devices and ranks", "What runs", "Failures and time", "Output", "Rendezvous"
@@ -33,7 +43,6 @@ SCRIPT = "Scripts"
 MAGICS = frozenset({Surface.CELL, Surface.LINE})
 SCRIPTS = frozenset({Surface.LINE, Surface.CLI})
 FUNCTIONS = frozenset(Surface) - {Surface.CLI}
-LOOPBACK = "127.0.0.1"
 
 
 class DeviceText(Grammar):
@@ -445,9 +454,7 @@ class LaunchOptions:
             OptionError: two of them contradict each other, or ask for what this version cannot do.
         """
         _refuse_two_kinds_of_script(self)
-        _refuse_two_meeting_places(self)
-        _refuse_other_nodes(self)
-        _refuse_two_ports(self)
+        check_nodes(self)
         _refuse_environment(self)
         return self
 
@@ -457,9 +464,9 @@ class LaunchOptions:
         Raises:
             OptionError: two of them contradict each other, or the nodes could not meet.
         """
-        _refuse_nodes_that_cannot_meet(self)
         if not self.has_other_nodes:
             return self.validate()
+        check_nodes_by_hand(self)
         _refuse_environment(self)
         return self
 
@@ -472,27 +479,27 @@ class LaunchOptions:
     def node_meeting_place(self) -> tuple[str, int]:
         """Return the address and the port where other nodes join; port 0 is any free one."""
         if self.rdzv_endpoint:
-            host, port = _host_and_port(self.rdzv_endpoint)
-            return _numeric(host), port
-        return _numeric(self.master_addr), 0
+            host, port = host_and_port(self.rdzv_endpoint)
+            return numeric(host), port
+        return numeric(self.master_addr), 0
 
     @property
     def meeting_port(self) -> int:
         """Return the port at which nodes that are started by hand meet, 0 when none is named."""
-        port = _host_and_port(self.rdzv_endpoint)[1]
+        port = host_and_port(self.rdzv_endpoint)[1]
         return port or self.master_port or 0 if self.rdzv_backend == "static" else port
 
     @property
     def last_call_s(self) -> float:
         """Return how long a run that has nodes enough waits for more of them."""
-        given = _seconds_of(self.rdzv_configs, "last_call_timeout")
+        given = seconds_of(self.rdzv_configs, "last_call_timeout")
         return LAST_CALL_S if given is None else given
 
     @property
     def join_timeout_s(self) -> float:
         """Return how long a run waits for the nodes that it needs."""
-        given = _seconds_of(self.rdzv_configs, "join_timeout")
-        given = _seconds_of(self.rdzv_configs, "timeout") if given is None else given
+        given = seconds_of(self.rdzv_configs, "join_timeout")
+        given = seconds_of(self.rdzv_configs, "timeout") if given is None else given
         return JOIN_TIMEOUT_S if given is None else given
 
     @property
@@ -503,9 +510,9 @@ class LaunchOptions:
         if self.has_other_nodes:
             return self.node_meeting_place[0], self.master_port or 0
         if self.rdzv_endpoint:
-            host, port = _host_and_port(self.rdzv_endpoint)
-            return _numeric(host), self.master_port or port
-        return _numeric(self.master_addr), self.master_port or 0
+            host, port = host_and_port(self.rdzv_endpoint)
+            return numeric(host), self.master_port or port
+        return numeric(self.master_addr), self.master_port or 0
 
     def resolve_devices(self, inventory: d.Inventory, picked: d.Devices | None = None) -> d.ResolvedDevices:
         """Return the device of each rank on a machine. `picked` is used when `devices` was not given.
@@ -553,14 +560,6 @@ _RANK_VARIABLES = frozenset(
     }
     | {"MASTER_ADDR", "MASTER_PORT"}
 )
-_ONE_NODE = "there is one node, this machine, unless nnodes says otherwise; leave it out, or give nnodes."
-_ALONE = "the first says that this node is alone; leave one out."
-_NODE_0 = (
-    "the machine of the notebook is node 0. Launch there, and run the command that the run shows, `python -m ice_notebook join …`, on the "
-    "others."
-)
-LAST_CALL_S = 1.0  # torch waits 30 s for nodes beyond the least number; here a late one begins a new round whenever it comes
-JOIN_TIMEOUT_S = 600.0  # torch's
 
 
 def help_text(surface: Surface) -> str:
@@ -627,111 +626,12 @@ it cannot be launched as asked. Ctrl-C stops the run in order, a second one kill
 # ---- what goes together ------------------------------------------------------------------------------------------------------------
 
 
-def _refuse_other_nodes(options: LaunchOptions) -> None:
-    """Refuse, by name, what describes other nodes when this one is alone, and what cannot be said of several."""
-    if options.has_other_nodes:
-        _refuse_for_several_nodes(options)
-        return
-    if options.node_rank != 0:
-        raise OptionError.refused("node_rank", options.node_rank, _ONE_NODE)
-    if not _is_loopback(options.master_addr):
-        raise OptionError.refused("master_addr", options.master_addr, f"its ranks meet on the loopback address: {_ONE_NODE}")
-    if options.standalone:
-        return  # as torch does: whatever the rendezvous options say is not used
-    if options.rdzv_endpoint and not _is_loopback(_host_and_port(options.rdzv_endpoint)[0]):
-        raise OptionError.refused("rdzv_endpoint", options.rdzv_endpoint, f"its ranks meet on the loopback address: {_ONE_NODE}")
-    if options.rdzv_configs.get("rank", "0") != "0":
-        raise OptionError.refused("rdzv_configs", f"rank={options.rdzv_configs['rank']}", _ONE_NODE)
-
-
-def _refuse_for_several_nodes(options: LaunchOptions) -> None:
-    if options.standalone:
-        raise OptionError.conflict("standalone", f"nnodes={Nodes().format(options.nnodes)}", _ALONE)
-    for name, number in (("node_rank", str(options.node_rank)), ("rdzv_configs", options.rdzv_configs.get("rank", "0"))):
-        if number != "0":
-            found = number if name == "node_rank" else f"rank={number}"
-            raise OptionError.refused(name, found, _NODE_0)
-    for name in ("last_call_timeout", "join_timeout", "timeout"):
-        _seconds_of(options.rdzv_configs, name)
-
-
-def _refuse_nodes_that_cannot_meet(options: LaunchOptions) -> None:
-    """Refuse what is not said of a node that looks for the others itself: where, and which one it is."""
-    if not options.has_other_nodes:
-        return
-    written = Nodes().format(options.nnodes)
-    if options.standalone:
-        raise OptionError.conflict("standalone", f"nnodes={written}", _ALONE)
-    if options.rdzv_backend == "static":
-        if options.nnodes[0] != options.nnodes[1]:
-            raise OptionError.refused(
-                "nnodes", written, "a range needs rdzv_backend=c10d; with static the number of nodes is fixed."
-            )
-        if options.node_rank >= options.nnodes[1]:
-            last = options.nnodes[1] - 1
-            raise OptionError.refused(
-                "node_rank", str(options.node_rank), f"nodes are numbered from 0 to {last} with nnodes={written}."
-            )
-        if not options.meeting_port:
-            raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give master_addr and master_port.")
-    elif not options.rdzv_endpoint or not options.meeting_port:
-        raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give rdzv_endpoint=HOST:PORT.")
-
-
-def _seconds_of(configs: Mapping[str, str], name: str) -> float | None:
-    """Return a setting of the rendezvous that is a time, None when it is not given."""
-    if name not in configs:
-        return None
-    try:
-        return float(Seconds(or_zero=True).parse(configs[name]))
-    except ValueError:
-        raise OptionError.invalid("rdzv_configs", f"{name}={configs[name]}", f"{name}=SECONDS") from None
-
-
-def _is_loopback(host: str) -> bool:
-    return host.strip("[]") in {"localhost", "::1", "0:0:0:0:0:0:0:1"} or host.startswith("127.")
-
-
-def _numeric(host: str) -> str:
-    """Return a loopback host as an address: no host name is looked up on the way of a launch."""
-    return LOOPBACK if host == "localhost" else host.strip("[]")
-
-
-def _host_and_port(endpoint: str) -> tuple[str, int]:
-    """Return the host and the port of an endpoint; 0, any free port, when it names none."""
-    bracketed, _, rest = endpoint.rpartition("]")
-    host, _, port = rest.partition(":")
-    return bracketed.strip("[") or host, int(port or 0)
-
-
 def _refuse_two_kinds_of_script(options: LaunchOptions) -> None:
     kinds = [name for name in ("module", "no_python", "run_path") if getattr(options, name)]
     if len(kinds) > 1:
         raise OptionError.conflict(kinds[0], kinds[1], "they say two things of what is launched; give one.")
     if options.no_python and not options.use_env:
         raise OptionError.conflict("no_python", "use_env=false", "a program is not given --local-rank=N; it has LOCAL_RANK.")
-
-
-def _refuse_two_meeting_places(options: LaunchOptions) -> None:
-    """Refuse an endpoint beside `standalone`: torch would not use it, and say nothing."""
-    if options.standalone and options.rdzv_endpoint:
-        raise OptionError.conflict(
-            "standalone",
-            f"rdzv_endpoint={options.rdzv_endpoint}",
-            "a node that is alone meets nobody there; leave one of them out.",
-        )
-
-
-def _refuse_two_ports(options: LaunchOptions) -> None:
-    port = _host_and_port(options.rdzv_endpoint)[1]
-    # With several nodes one is the port of the nodes, and one that of the ranks' store.
-    is_one_place = not options.standalone and not options.has_other_nodes
-    if port and options.master_port and port != options.master_port and is_one_place:
-        raise OptionError.conflict(
-            f"rdzv_endpoint={options.rdzv_endpoint}",
-            f"master_port={options.master_port}",
-            "they name two ports for one meeting place; give one.",
-        )
 
 
 def _refuse_environment(options: LaunchOptions) -> None:

@@ -8,9 +8,9 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ice_notebook import context, holders, machine, notebook, picked, pickles, store
+from ice_notebook import context, machine, notebook, picked, store
 from ice_notebook import protocol as p
 from ice_notebook.cell import BodyTask, FunctionTask
 from ice_notebook.descriptions import describe_text
@@ -24,6 +24,9 @@ from ice_notebook.run import Run
 from ice_notebook.scripts import ScriptTask
 from ice_notebook.store import RunFolder
 from ice_notebook.watching import choose_ui, open_view, watch
+
+if TYPE_CHECKING:
+    from ice_notebook.pickles import Prepared
 
 _ARGUMENT_CHARACTERS = 40  # of each argument, in the name of what runs
 
@@ -260,7 +263,9 @@ def _wish(options: LaunchOptions, plan: p.Plan) -> Wish:
 _KINDS = {FunctionTask: "function", BodyTask: "body", ScriptTask: "script"}
 
 
-def _prepare_payload(options: LaunchOptions, task: FunctionTask | BodyTask, devices: ResolvedDevices) -> pickles.Prepared:
+def _prepare_payload(options: LaunchOptions, task: FunctionTask | BodyTask, devices: ResolvedDevices) -> Prepared:
+    from ice_notebook import pickles  # noqa: PLC0415 - a launch of a script must not wait for it
+
     return pickles.prepare(
         task,
         devices=pickles.DeviceTensors.TO_ASSIGNED if devices.device_type == "cuda" else pickles.DeviceTensors.REFUSE,
@@ -270,7 +275,7 @@ def _prepare_payload(options: LaunchOptions, task: FunctionTask | BodyTask, devi
     )
 
 
-def _sources_of(task: FunctionTask | BodyTask | ScriptTask, prepared: pickles.Prepared | None) -> Mapping[str, Sequence[str]]:
+def _sources_of(task: FunctionTask | BodyTask | ScriptTask, prepared: Prepared | None) -> Mapping[str, Sequence[str]]:
     """Return the texts by which failures are shown, {file name: (label, text)}."""
     if isinstance(task, ScriptTask) or prepared is None:
         return task.sources if isinstance(task, ScriptTask) else {}
@@ -293,6 +298,8 @@ def _look_at_machine(devices: Devices | None) -> machine.Inventory:
     """Return what of this machine these devices need to be known."""
     found = machine.inventory(look_for_gpus=devices is None or devices.kind != "cpu")
     if devices is not None and devices.free is not None:
+        from ice_notebook import holders  # noqa: PLC0415 - only this asks who uses a GPU
+
         return dataclasses.replace(found, held=holders.held(found.visible))
     return found
 

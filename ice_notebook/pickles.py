@@ -22,9 +22,9 @@ import cloudpickle
 from ice_notebook.errors import IceNotebookError, OptionError, PayloadError
 from ice_notebook.refusals import CannotTravel, Kind, explain_refusal, kind_of_class
 from ice_notebook.tensors import DeviceTensors, Dumper, Loader, Segment, load_storage
-from ice_notebook.value_files import PART_SUFFIX, PIECE_BYTES, Layout, map_privately, read_layout, write_file, write_first_file
+from ice_notebook.value_files import PIECE_BYTES, Layout, map_privately, read_layout, write_file, write_first_file
 
-__all__ = ["PART_SUFFIX", "DeviceTensors", "Prepared", "Written", "dump", "load", "prepare"]
+__all__ = ["DeviceTensors", "Prepared", "Written", "dump", "load", "prepare"]
 
 IN_BAND_BYTES = 1024  # a smaller buffer goes into the stream: it is copied, and keeps no mapping alive
 

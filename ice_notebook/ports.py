@@ -7,8 +7,6 @@ import errno
 import os
 import socket
 
-import psutil
-
 _LISTENING = "0A"  # the state in /proc/net/tcp
 
 
@@ -55,6 +53,8 @@ def _inode(link: str) -> str:
 
 
 def _name_of(pid: int) -> str:
+    import psutil  # noqa: PLC0415 - only a refusal needs it
+
     try:
         return str(psutil.Process(pid).name())
     except psutil.Error:

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ice_notebook import pickles, report
+from ice_notebook import report
 from ice_notebook.errors import ResultError, RunFailed, RunStopped
 from ice_notebook.state import Phase, RankPhase, RankState, RunState
 from ice_notebook.store import RunFolder
+from ice_notebook.value_files import PART_SUFFIX
 
 
 class ResultsRun(Protocol):
@@ -52,6 +53,8 @@ class Values:
         Raises:
             ResultError: it was not kept, or cannot be loaded here.
         """
+        from ice_notebook import pickles  # noqa: PLC0415 - a launch of a script must not wait for it
+
         assert rank.value is not None
         with self._loading:
             if (attempt, rank.rank) not in self._loaded:
@@ -75,7 +78,7 @@ class Values:
         target = self._folder.result_file(attempt, rank.rank)
         if rank.value is None or target.exists() or not os.path.exists(rank.value.path):
             return None
-        partial = target.with_name(target.name + pickles.PART_SUFFIX)
+        partial = target.with_name(target.name + PART_SUFFIX)
         try:
             shutil.copyfile(rank.value.path, partial)
             partial.rename(target)

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from ice_notebook import pickles, report, store
 from ice_notebook import protocol as p
+from ice_notebook import report, store
 from ice_notebook.agents import AgentProcess
 from ice_notebook.errors import ResultError, RunFailed
 from ice_notebook.follower import Follower, View
@@ -276,6 +276,8 @@ class Run:
         attempt = self._state.attempt
         if attempt is None or attempt.root is None:
             return None
+        from ice_notebook import pickles  # noqa: PLC0415 - a launch of a script must not wait for it
+
         try:
             error = pickles.load(self._folder.exception_file(attempt.number, attempt.root))
         except Exception:  # it could not be sent, or its class cannot be loaded here: the failure says what it was

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.bench import Bench
-from benchmarks.benches import account, failure, flood, launch, load, panel, scripts, standby, stop, values
+from benchmarks.benches import account, failure, flood, launch, load, nodes, panel, scripts, standby, stop, values
 
 BENCHES: tuple[Bench, ...] = (
     load.BENCH,
@@ -11,6 +11,7 @@ BENCHES: tuple[Bench, ...] = (
     standby.BENCH,
     account.BENCH,
     scripts.BENCH,
+    nodes.BENCH,
     values.BENCH,
     flood.BENCH,
     *failure.BENCHES,

@@ -1,7 +1,7 @@
 """How agents meet that were each started by hand, as torchrun's are: with a number each, or by torch's c10d rendezvous. Runs in the agent.
 
 They know an address and a port, and no token: nothing is unpickled of what they tell each other, as with torchrun. Torchrun itself cannot
-take part, because every round has a store of its own here.
+take part, because every round has a store of its own here: it is known by the keys that it writes, and by those that it does not.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
 from ice_notebook import protocol as p
 from ice_notebook.agent.rendezvous import STORE_WAIT_S, FreshStoreRendezvous
-from ice_notebook.errors import NodeError
+from ice_notebook.nodes.errors import NodeError
 
 LOOK_S = 0.2  # how long one look at a store may take: the run can be stopped between two
 LEAVE_WAIT_S = 300.0  # torchrun's: ranks of other nodes may still need the store
-_ROUND, _HERE, _AGAIN, _DONE = (f"ice_notebook/{word}" for word in ("round", "here", "again", "done"))
+FOREIGN_WAIT_S = 1.0  # a store of ours has its first key a moment after it is made
+ANSWER_WAIT_S = 30.0  # torch's rendezvous lets its nodes go within two seconds of each other
+_ROUND, _HERE, _AGAIN, _DONE, _OURS = (f"ice_notebook/{word}" for word in ("round", "here", "again", "done", "ours"))
+_THEIRS = "torchelastic/role_info"  # torch's agents write it, with their number, where they have met; ours do so elsewhere
 
 
 class _ByHand(FreshStoreRendezvous):
@@ -74,7 +77,7 @@ class StaticRendezvous(_ByHand):
         """Meet the other nodes at a new store.
 
         Raises:
-            NodeError: they do not come in time.
+            NodeError: they do not come in time, or one is a torchrun.
             SignalException: the run is being stopped.
         """
         deadline = time.monotonic() + self._group.join_timeout
@@ -83,6 +86,8 @@ class StaticRendezvous(_ByHand):
         here = client.add(_HERE, 1)
         while here < self._group.most:
             self._check(deadline, here)
+            if any(client.check([f"{self._run_id}/{_THEIRS}/{node}"]) for node in range(self._group.most)):
+                raise NodeError.torchrun_came(self._where)
             time.sleep(LOOK_S / 10)
             here = client.add(_HERE, 0)
         store = dist.PrefixStore("ice_notebook/agent", client)
@@ -112,10 +117,16 @@ class StaticRendezvous(_ByHand):
 
     def _reach_round(self, deadline: float) -> dist.TCPStore:
         """Return a client of the round that follows the one left."""
+        is_first, foreign_since = not self._last, float("inf")
         while True:
             self._check(deadline, 0)
             try:
                 client = dist.TCPStore(self._address, self._group.port, is_master=False, timeout=dt.timedelta(seconds=LOOK_S))
+                # Later, ranks of the round before may be the first to write into a new store.
+                is_foreign = is_first and not client.check([_ROUND]) and client.num_keys() > 0
+                foreign_since = min(foreign_since, time.monotonic()) if is_foreign else float("inf")
+                if time.monotonic() > foreign_since + FOREIGN_WAIT_S:
+                    raise NodeError.torchrun_listens(self._where)
                 number = client.get(_ROUND)
                 if number != self._last:
                     self._last = number
@@ -129,8 +140,11 @@ class StaticRendezvous(_ByHand):
         if self._is_stopped():
             raise SignalException("the run is being stopped", signal.SIGTERM)
         if time.monotonic() >= deadline:
-            where = f"{self._address}:{self._group.port}"
-            raise NodeError.not_met(where, here, self._group.most, self._group.join_timeout)
+            raise NodeError.not_met(self._where, here, self._group.most, self._group.join_timeout)
+
+    @property
+    def _where(self) -> str:
+        return f"{self._address}:{self._group.port}"
 
 
 class DynamicRendezvous(_ByHand):
@@ -139,6 +153,7 @@ class DynamicRendezvous(_ByHand):
     def __init__(self, plan: p.Plan, group: p.GroupPlan, is_stopped: Callable[[], bool]) -> None:
         super().__init__(plan.rdzv_id, "", plan.master_port)
         self._is_stopped = is_stopped
+        self._where = f"{group.address}:{group.port}"
         # Else torch shares the store of its own rendezvous with the ranks, over all rounds.
         os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         parameters = RendezvousParameters(
@@ -156,11 +171,13 @@ class DynamicRendezvous(_ByHand):
         """Meet the other nodes, as torch does, and have a store that no earlier round has used.
 
         Raises:
+            NodeError: a node is a torchrun.
             SignalException: the run is being stopped.
         """
         self._store = None
         with _interrupted_by(self._is_stopped):
             info = self._inner.next_rendezvous()
+        check_others(info, self._where, self._is_stopped)
         if info.rank == 0:
             self._address = info.bootstrap_store_info.master_addr
             info.store.set(_ROUND, str(self._make_store()))
@@ -187,6 +204,29 @@ class DynamicRendezvous(_ByHand):
         """Close the store, and leave the rendezvous."""
         self._store = None
         return bool(self._inner.shutdown())
+
+
+def check_others(info: RendezvousInfo, where: str, is_stopped: Callable[[], bool], *, timeout_s: float = ANSWER_WAIT_S) -> None:
+    """See that all nodes of a round of torch's rendezvous are ours, by a key that each sets in its store.
+
+    Raises:
+        NodeError: one is a torchrun, or does not answer in time.
+        SignalException: the run is being stopped.
+    """
+    deadline = time.monotonic() + timeout_s
+    info.store.set(f"{_OURS}/{info.rank}", b"")
+    while True:
+        try:
+            info.store.wait([f"{_OURS}/{node}" for node in range(info.world_size)], dt.timedelta(seconds=LOOK_S))
+        except dist.DistStoreError:
+            if any(info.store.check([f"{_THEIRS}/{node}"]) for node in range(info.world_size)):
+                raise NodeError.torchrun_came(where) from None
+            if is_stopped():
+                raise SignalException("the run is being stopped", signal.SIGTERM) from None
+            if time.monotonic() >= deadline:
+                raise NodeError.silent(where, timeout_s) from None
+        else:
+            return
 
 
 def rendezvous_by_hand(plan: p.Plan, group: p.GroupPlan, is_stopped: Callable[[], bool]) -> FreshStoreRendezvous:

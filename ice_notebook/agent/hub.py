@@ -19,11 +19,12 @@ from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.meeting import Meeting
 from ice_notebook.agent.outbox import Outbox
-from ice_notebook.errors import NodeError, ResultError
+from ice_notebook.errors import ResultError
 from ice_notebook.frames import Channel, Frame
 from ice_notebook.nodes import coordinator as c
 from ice_notebook.nodes import messages as m
 from ice_notebook.nodes import tls
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.files import FILE, IncomingFile, send_file
 from ice_notebook.nodes.listening import listen
 from ice_notebook.nodes.token import parse_token

@@ -333,16 +333,21 @@ class AgentIO(threading.Thread):
             rank.has_loaded = True
             self._drop_payload()
         elif frame.kind == "returned":
-            rank.has_returned = True
-            rank.value = p.decode(frame.body, p.Value)
-            self.record(p.RankReturned(at=at, attempt=attempt, rank=number, value=rank.value))
+            self._take_value(rank, p.RankReturned(at=at, attempt=attempt, rank=number, value=p.decode(frame.body, p.Value)))
         elif frame.kind == "value_lost":
-            rank.has_returned = True
-            self.record(p.ValueLost(at=at, attempt=attempt, rank=number, reason=frame.fields["reason"]))
+            self._take_value(rank, p.ValueLost(at=at, attempt=attempt, rank=number, reason=frame.fields["reason"]))
         elif frame.kind == "stopped":
             rank.is_stopped = True
         elif frame.kind == "failed":
             self._fail(rank, p.decode(frame.body, p.Failure))
+
+    def _take_value(self, rank: RankProcess, event: p.RankReturned | p.ValueLost) -> None:
+        """Record that a function has returned; a script gives values before its end, and only a good end makes the last one count."""
+        if self.plan.script is not None:
+            rank.given = event
+        else:
+            rank.has_returned = True
+            self.record(event)
 
     def _fail(self, rank: RankProcess, failure: p.Failure) -> None:
         rank.failure = failure
@@ -381,6 +386,7 @@ class AgentIO(threading.Thread):
         with self.condition:
             rank.exit_code = code
             if rank.rank >= 0 and rank.stage is Stage.ACCEPTED:
+                self._settle_given(rank, code)
                 if not self.is_ending:
                     self._judge_exit(rank, code)
                 # Once the others are being ended it is our own signal that the code tells of.
@@ -400,6 +406,15 @@ class AgentIO(threading.Thread):
         self.ranks.remove(rank)
         rank.reap()
         self.start_ranks(1)
+
+    def _settle_given(self, rank: RankProcess, code: int) -> None:
+        """Record what a script gave if it has ended well, else free it."""
+        given = rank.given
+        if code == 0 and rank.failure is None and given is not None:
+            rank.has_returned = True
+            self.record(p.replace(given, at=time.time()))
+        elif isinstance(given, p.RankReturned):
+            Path(given.value.path).unlink(missing_ok=True)
 
     def _judge_exit(self, rank: RankProcess, code: int) -> None:
         """Say what an exit means that nobody has caused: a function's rank says by itself how it ended, of a script the code tells."""

@@ -17,8 +17,8 @@ from ice_notebook import forks, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting
-from ice_notebook.errors import NodeError
 from ice_notebook.frames import Channel
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.messages import MESSAGE, decode
 from ice_notebook.rank import surroundings
 from ice_notebook.rank.server import RankServer
@@ -85,7 +85,7 @@ class Agent:
             meeting = meeting or self._meet()
             surroundings.take_environment(io.plan.environment)  # torch's agent hands some of its own on to ranks
             elastic.start_clock(io.plan, io)
-            outcome, reason, swept = elastic.run_elastic(io.plan, io.folder, io, meeting)
+            outcome, reason, swept = elastic.run_elastic(io.plan, io, meeting)
         except Exception as error:
             traceback.print_exc()
             with io.condition:

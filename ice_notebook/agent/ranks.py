@@ -86,8 +86,8 @@ class RankProcess:
         self.streams = [self.terminal]
         self.stage = Stage.STARTING
         self.attempt = self.rank = self.local_rank = -1
-        self.value: p.Value | None = None
         self.has_returned = False  # with a value or without one that could be written
+        self.given: p.RankReturned | p.ValueLost | None = None  # by a script: its exit code will say whether it counts
         self.has_loaded = False
         self.readiness: p.Readiness | None = None
         self.is_program = False  # not Python: it cannot be asked to stop, and says nothing but its exit code

@@ -13,8 +13,8 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
 from ice_notebook.agent.meeting import Meeting
-from ice_notebook.errors import NodeError
 from ice_notebook.nodes import messages as m
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.listening import listen
 
 STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will

@@ -13,7 +13,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from typing import Any
 from ice_notebook import agents, devices, environment, machine, planning, processes, store
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess
-from ice_notebook.errors import IceNotebookError, LaunchError, NodeError
+from ice_notebook.errors import IceNotebookError, LaunchError
 from ice_notebook.frames import Channel, Frame
 from ice_notebook.nodes import messages as m
 from ice_notebook.nodes import tls
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.files import PIECE_BYTES, IncomingFile, send_file
 from ice_notebook.nodes.token import VARIABLE, Token, parse_token
 from ice_notebook.store import RunFolder
@@ -213,6 +213,7 @@ class Node:
         self._offsets: dict[tuple[int, int], int] = {}  # how much of each log is sent
         self._ended: p.RunEnded | None = None
         self._is_lost = False  # the first machine is gone
+        self._agent_has_ended = threading.Event()
         self._stops = 0
 
     def run(self) -> int:
@@ -222,6 +223,8 @@ class Node:
         self._agent = AgentProcess(p.replace(plan.preparation(), is_at_once=True))
         self._agent.run(plan)
         _say(f"joined {plan.name} with {plan.world_size} rank{'s' * (plan.world_size != 1)} on {plan.devices}; Ctrl-C leaves it")
+        if any(rank.redirects or rank.tee for rank in plan.ranks):
+            _say(f"streams that go to files of their own (redirects, tee) do so here, in {self._folder.path}")
         sender = threading.Thread(target=self._send_files, name="ice-files", daemon=True)
         sender.start()
         threading.Thread(target=self._hear_first, name="ice-first", daemon=True).start()
@@ -231,6 +234,7 @@ class Node:
         try:
             self._follow_agent()
         finally:
+            self._agent_has_ended.set()
             self._agent.kill()
             code = self._agent.close(self._folder.agent_log)
             processes.sweep(plan.marker, looks=1 if self._ended else 3)
@@ -315,8 +319,8 @@ class Node:
         threading.Thread(target=self._kill_late, name="ice-late", daemon=True).start()
 
     def _kill_late(self) -> None:
-        time.sleep(self._plan.grace + END_WAIT_S)
-        self._agent.kill()
+        if not self._agent_has_ended.wait(self._plan.grace + END_WAIT_S):
+            self._agent.kill()
 
     def _leave(self) -> None:
         self._stops += 1

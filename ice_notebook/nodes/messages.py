@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ice_notebook import protocol as p
-from ice_notebook.errors import NodeError
+from ice_notebook.nodes.errors import NodeError
 
 MESSAGE = "node"  # the kind of the frames that hold a message of these
 

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from ice_notebook.errors import NodeError
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.token import NONCE_BYTES, PROOF_BYTES, Token
 
 HANDSHAKE_S = 5.0  # for all that comes before the proof

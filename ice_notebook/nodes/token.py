@@ -9,7 +9,7 @@ import hmac
 import secrets
 from dataclasses import dataclass
 
-from ice_notebook.errors import NodeError
+from ice_notebook.nodes.errors import NodeError
 
 VARIABLE = "ICE_NOTEBOOK_TOKEN"
 NONCE_BYTES = PROOF_BYTES = 32

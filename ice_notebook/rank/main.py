@@ -78,6 +78,7 @@ class Rank:
         self._own_path = own_path
         self._pid = os.getpid()
         self._is_asked_to_stop = False
+        self._value_file: Path | None = None
 
     def run(self) -> NoReturn:
         """Do the work and leave the process."""
@@ -155,14 +156,12 @@ class Rank:
         guards.spare_resource_trackers()
         surroundings.quiet_prompts()
         reporter.open(lambda bars: self._tell("progress", bars=bars))
-        script_result.open()
+        script_result.open(self._return)
         try:
             scripts.run(script, self._own_path)
         except SystemExit as error:
             if error.code not in {None, 0}:
                 raise
-        if script_result.is_set:
-            self._return(script_result.value)
         return 0
 
     def _become(self, script: p.Script) -> NoReturn:
@@ -181,7 +180,7 @@ class Rank:
             raise ScriptError.no_program(script.target, error.strerror or str(error)) from None
 
     def _return(self, value: Any) -> None:
-        """Write the value and tell of it; a value that cannot be written is told of as well, and the rank has returned all the same."""
+        """Write the value in the place of one before, and tell of it; one that cannot be written is told of as well."""
         from ice_notebook import descriptions, pickles  # noqa: PLC0415
         from ice_notebook.errors import PayloadError, ResultError  # noqa: PLC0415
 
@@ -192,13 +191,22 @@ class Rank:
         except PayloadError as error:
             reason = ResultError.cannot_send(go.rank, error.refusal) if error.refusal is not None else error
             self._tell("value_lost", reason=str(reason))
+            self._drop_value_before(None)
             return
         except OSError:
             self._tell("value_lost", reason=str(ResultError.no_room(go.rank, prepared.size_bytes)))
+            self._drop_value_before(None)
             return
         type_name, text, html = descriptions.describe(value)
         told = p.Value(path=str(path), size_bytes=prepared.size_bytes, type_name=type_name, text=text, html=html)
         self._tell("returned", p.encode(told))
+        self._drop_value_before(path)
+
+    def _drop_value_before(self, path: Path | None) -> None:
+        """Free a value that a script gave before, once the agent knows of what has come in its place: usually the file is the same."""
+        if self._value_file is not None and self._value_file != path:
+            self._value_file.unlink(missing_ok=True)
+        self._value_file = path
 
     def _fail(self, error: BaseException) -> int:
         """Tell how the work ended when it did not return, and return the exit code."""

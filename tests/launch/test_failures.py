@@ -329,7 +329,7 @@ def test_a_torch_that_does_not_start_its_workers_through_start_processes_is_noti
         max_restarts=0,
         group=None,
     )
-    agent = IceAgent(plan, None, None)
+    agent = IceAgent(plan, None)
     monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda self, group: {0: 1, 1: 2})
     with pytest.raises(RuntimeError, match=r"torch did not start its workers through local_elastic_agent\.start_processes"):
         agent._start_workers(agent.get_worker_group())

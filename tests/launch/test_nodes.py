@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -163,6 +164,38 @@ def test_a_node_may_come_before_the_run_listens_and_a_named_port_is_the_only_one
     assert other.finish()[0] == 0
 
 
+@pytest.mark.parametrize("dist_init", ["no", "auto"])
+def test_nothing_listens_but_at_the_named_ports_and_what_gloo_opens(start, join, tmp_path, dist_init):
+    def wait(end):
+        import os
+        import time
+
+        print("in")
+        while not os.path.exists(end):
+            time.sleep(0.05)
+
+    end, meeting, store = tmp_path / "end", free_port(), free_port()
+    run = start(*(wait, str(end)), n=1, nnodes=2, rdzv_endpoint=f"127.0.0.2:{meeting}", master_port=store, dist_init=dist_init)
+    other = join(run)
+    wait_printed(run, "in", [0, 1])
+    listening = listeners([*left_of(run.plan.marker), *left_of(other.marker), other.process.pid])
+    ranks = {state.pid for state in run.state.ranks.values()}
+    ours = {place for pid, place in listening if pid not in ranks}
+    assert ours == {("127.0.0.2", meeting), ("127.0.0.2", store)}
+    # gloo's own, on the interface that it is given.
+    theirs = {place[0] for pid, place in listening if pid in ranks}
+    assert theirs == (set() if dist_init == "no" else {"127.0.0.1"})
+    end.touch()
+    assert run.wait(HANG_S)
+    assert run.phase == "succeeded", run
+
+
+def listeners(pids: list[int]) -> list[tuple[int, tuple[str, int]]]:
+    """Return the TCP ports at which processes listen: pid, address and port."""
+    found = psutil.net_connections("tcp")
+    return [(each.pid, tuple(each.laddr)) for each in found if each.status == psutil.CONN_LISTEN and each.pid in pids]
+
+
 def test_large_values_and_all_output_travel(start, join):
     import torch
 
@@ -189,6 +222,25 @@ def test_large_values_and_all_output_travel(start, join):
     lines = run.output(1).splitlines()
     assert len(lines) == 200_000
     assert lines[-1].startswith("line 199999 ")
+
+
+def test_files_of_redirected_streams_stay_where_their_ranks_are_and_the_node_says_so(start, join):
+    def work():
+        import os
+        import sys
+
+        print("to a file", os.environ["RANK"])
+        print("shown", os.environ["RANK"], file=sys.stderr)
+
+    run = start(work, n=1, nnodes=2, redirects="1", dist_init="no")
+    other = join(run)
+    assert run.wait(HANG_S)
+    assert [run.output(rank) for rank in (0, 1)] == ["shown 0\n", "shown 1\n"]
+    assert (run.folder / "attempt_0" / "0" / "stdout.log").read_text() == "to a file 0\n"
+    assert not (run.folder / "attempt_0" / "1" / "stdout.log").exists()
+    said = other.finish()[1]
+    [folder] = re.findall(r"ice_notebook: streams that go to files of their own \(redirects, tee\) do so here, in (.*)\n", said)
+    assert (Path(folder) / "attempt_0" / "1" / "stdout.log").read_text() == "to a file 1\n"
 
 
 def test_nodes_may_have_different_numbers_of_ranks(start, join):

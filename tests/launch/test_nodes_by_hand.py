@@ -18,6 +18,7 @@ from ice_notebook import launcher, planning
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess
 from ice_notebook.launch_options import LaunchOptions
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.run import Run
 
 
@@ -142,6 +143,8 @@ dist.all_reduce(total)
 print("rank", dist.get_rank(), "of", dist.get_world_size(), "node", os.environ["GROUP_RANK"], total.item())
 dist.destroy_process_group()
 """
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--nnodes", "2"]
+LAUNCH = [sys.executable, "-m", "ice_notebook", "launch", "--nproc-per-node", "1", "--nnodes", "2"]
 MEETINGS = {
     "static": "--node-rank {n} --master-addr 127.0.0.1 --master-port {port}",
     "c10d": "--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:{port} --rdzv-id job",
@@ -154,7 +157,7 @@ def test_a_script_is_started_on_each_node_as_with_torchrun(tmp_path, port, meeti
     script.write_text(SCRIPT)
     nodes = [
         subprocess.Popen(
-            [*[sys.executable, "-m", "ice_notebook", "launch", "--nproc-per-node", "1", "--nnodes", "2"], *words, str(script)],
+            [*LAUNCH, *words, str(script)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -165,3 +168,43 @@ def test_a_script_is_started_on_each_node_as_with_torchrun(tmp_path, port, meeti
     assert [node.returncode for node in nodes] == [0, 0], said
     lines = sorted(line for text in said for line in text.splitlines() if " of " in line)
     assert lines == [f"[{rank}] rank {rank} of 2 node {rank} 3.0" for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("meeting", "theirs", "sentence"),
+    [
+        ("static", 1, "A node that came to 127.0.0.1:{port} was started with torchrun, which cannot take part"),
+        ("static", 0, "What listens at 127.0.0.1:{port} is no node of ice_notebook, but a torchrun or another store of torch's."),
+        ("c10d", 0, "A node that came to 127.0.0.1:{port} was started with torchrun, which cannot take part"),
+    ],
+)
+def test_a_torchrun_as_the_other_node_is_refused_by_name(tmp_path, port, meeting, theirs, sentence):
+    script = tmp_path / "meet.py"
+    script.write_text("raise SystemExit(9)")
+    options = [MEETINGS[meeting].format(n=n, port=port).split() for n in (theirs, 1 - theirs)]
+    log = (tmp_path / "torchrun.log").open("w")
+    other = subprocess.Popen([*TORCHRUN, *options[0], str(script)], stdout=log, stderr=log)
+    try:
+        ours = subprocess.run([*LAUNCH, *options[1], str(script)], capture_output=True, text=True, timeout=2 * HANG_S, check=False)
+    finally:
+        other.kill()  # it would wait for a quarter of an hour
+        other.wait()
+        log.close()
+    assert ours.returncode == 1, ours.stdout + ours.stderr
+    assert sentence.format(port=port) in ours.stdout
+    assert "or every node with torchrun." in ours.stdout
+
+
+def test_a_node_that_does_not_answer_after_torchs_rendezvous_is_given_up():
+    import torch.distributed as dist
+    from torch.distributed.elastic.rendezvous import RendezvousInfo
+
+    from ice_notebook.agent.by_hand import check_others
+
+    store = dist.HashStore()
+    there = RendezvousInfo(store, 0, 2, None)
+    with pytest.raises(
+        NodeError, match=r"A node that came to here:1 did not answer as ice_notebook does within 0\.1 s: it was lost, or"
+    ):
+        check_others(there, "here:1", lambda: False, timeout_s=0.1)
+    check_others(RendezvousInfo(store, 1, 2, None), "here:1", lambda: False)  # the other has answered before

@@ -100,6 +100,48 @@ def test_a_script_gives_values_and_exit_codes(launch, script):
     assert Run.open(run.folder).exit_codes == run.exit_codes
 
 
+def test_a_value_is_there_when_the_call_that_gives_it_returns(launch, script):
+    train = script(
+        """
+        import os, ice_notebook
+        value = ["early"]
+        ice_notebook.set_result(value)
+        value.append("and changed")
+        if os.environ["RANK"] == "1":
+            ice_notebook.set_result("the last one")
+        os._exit(0)
+        """
+    )
+    run = launch(train)
+    assert (run.phase, dict(run.results)) == ("succeeded", {0: ["early"], 1: "the last one"}), run
+
+
+@pytest.mark.parametrize("ending", ["os.kill(os.getpid(), signal.SIGSEGV)", "sys.exit(3)", "1 / 0", "os._exit(4)"])
+def test_a_rank_that_fails_after_it_gave_a_value_has_no_result(launch, script, ending):
+    train = script(f"import os, signal, sys, ice_notebook\nice_notebook.set_result('too early')\n{ending}\n")
+    run = launch(train, n=1)
+    assert (run.phase, dict(run.results)) == ("failed", {})
+    with pytest.raises(RunFailed):
+        run.results[0]
+    assert not [*Path(run.plan.shared_dir).glob("*"), *run.folder.glob("attempt_0/0/result*")]
+
+
+def test_a_value_that_cannot_be_sent_is_told_and_one_after_it_counts(launch, script):
+    train = script(
+        """
+        import os, threading, ice_notebook
+        ice_notebook.set_result("an early one")
+        ice_notebook.set_result(threading.Lock())
+        if os.environ["RANK"] == "1":
+            ice_notebook.set_result("a late one")
+        """
+    )
+    run = launch(train)
+    assert (run.phase, dict(run.results)) == ("succeeded", {1: "a late one"}), run
+    with pytest.raises(ResultError, match="lock"):
+        run.results[0]
+
+
 def test_a_script_makes_its_own_process_group_also_after_a_restart(launch, script):
     train = script(
         """

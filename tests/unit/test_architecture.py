@@ -29,7 +29,7 @@ LAYER_OF = {
 # Inside of a function, by somebody who is about to use it: the device of a launcher's process.
 TORCH_WHEN_ASKED = {"context"}
 # What may be printed outside of ranks: help that was asked for, to the agent's standard error, which is its log, and in the terminal of a machine that joins.
-PRINTS = {"magics", "agent.io", "cli", "nodes.join"}
+PRINTS = {"magics", "agent.io", "cli", "in_terminal", "nodes.join"}
 # Packages that cost much to import, or that a plain import must leave to those who use them.
 HEAVY = ("torch", "numpy", "ipywidgets", "anywidget", "IPython", "cloudpickle", "pynvml", "msgspec", "psutil")
 
@@ -63,8 +63,7 @@ def own_imports(module: str) -> set[str]:
     found = set()
     for imported, names, _ in imports(tree_of(module)):
         base, _, rest = imported.partition(".")
-        if base == "ice_notebook":
-            # The version is a constant, and the package's own.
+        if base == "ice_notebook" and names != ["__version__"]:  # a constant, and the package's own
             inner = [f"{rest}.{name}".strip(".") for name in names if name != "__version__"]
             found |= {name if name in LAYER_OF else rest or "__init__" for name in inner or [rest]}
     return found

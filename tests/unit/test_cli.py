@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from histories import History, killed, plan, raised
 
-from ice_notebook import cli
+from ice_notebook import cli, in_terminal
 from ice_notebook import protocol as p
 from ice_notebook.options import Surface
 from ice_notebook.run import Run
@@ -81,6 +84,45 @@ def test_a_script_that_is_not_right_is_shown(capsys, tmp_path, monkeypatch):
     )
 
 
+SLOW = (
+    "torch",
+    "numpy",
+    "IPython",
+    "ipywidgets",
+    "anywidget",
+    "ipykernel",
+    "traitlets",
+    "zmq",
+    "asyncio",
+    "cryptography",
+    "cloudpickle",
+)
+FOR_LAUNCHES = "psutil", "msgspec", "platformdirs", "ice_notebook.launcher"
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "unwanted"),
+    [
+        ("ice_notebook.cli", ["--help"], SLOW + FOR_LAUNCHES),
+        ("ice_notebook.cli", ["launch", "--help"], SLOW + FOR_LAUNCHES),
+        ("ice_notebook.cli", ["launch", "--nproc", "2", "train.py"], SLOW + FOR_LAUNCHES),
+        ("ice_notebook.in_terminal", ["launch", "missing.py"], SLOW),  # all that comes before the agent
+    ],
+)
+def test_nothing_is_imported_that_is_not_needed_yet(tmp_path, module, words, unwanted):
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("imported", *sorted(sys.modules)))
+import {module}
+from ice_notebook import cli
+cli.main({words!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    [imported] = [line.split() for line in done.stdout.splitlines() if line.startswith("imported ")]
+    assert module in imported, done.stderr
+    assert set(unwanted) & set(imported) == set()
+
+
 FAILED = p.Outcome.FAILED
 
 
@@ -98,4 +140,4 @@ FAILED = p.Outcome.FAILED
 def test_the_status_is_that_of_the_rank_that_failed_first(tmp_path, history, status):
     run = Run(plan(), RunFolder(tmp_path))
     run._state = replay(history.end(FAILED).events)
-    assert cli.status_of_failure(run) == status
+    assert in_terminal.status_of_failure(run) == status

@@ -24,8 +24,9 @@ from ice_notebook.errors import (
     ResultError,
     RunFailed,
 )
+from ice_notebook.nodes.errors import NodeError
 
-CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, IceNotebookError)]
+CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, IceNotebookError)] + [NodeError]
 REFUSAL = Refusal("config['log']", "an open file", "Open it in the function.", "Return its name.", True, "train", 3, "write(log)")
 
 

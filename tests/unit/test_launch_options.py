@@ -196,6 +196,10 @@ def test_options_of_a_call_are_refused_in_the_launcher():
             {"rdzv_endpoint": "localhost:29401", "master_port": 29402},
             "exclude each other: they name two ports for one meeting place; give one.",
         ),
+        (
+            {"nnodes": 2, "rdzv_endpoint": "localhost:29401", "master_port": 29401},
+            "exclude each other: nodes meet at the one and ranks at the other; give two ports.",
+        ),
         ({"env": "LOCAL_RANK=0"}, "env='LOCAL_RANK' is refused: the launcher sets it for each rank; leave it out."),
         ({"env": "TORCHELASTIC_RUN_ID=0"}, "env='TORCHELASTIC_RUN_ID' is refused"),
         ({"env": "CUDA_VISIBLE_DEVICES=1"}, "choose them with devices=cuda:…."),
@@ -305,6 +309,10 @@ def test_the_times_of_a_meeting_are_settings_of_the_rendezvous():
         (
             {"nnodes": 2, "rdzv_backend": "c10d", "master_port": 1},
             "is refused: all nodes must know where they meet: give rdzv_endpoint",
+        ),
+        (
+            {"nnodes": 2, "rdzv_backend": "c10d", "rdzv_endpoint": "10.0.0.1:29401", "master_port": 29401},
+            "exclude each other: nodes meet at the one and ranks at the other; give two ports.",
         ),
         ({"nnodes": 2, "standalone": True}, "standalone and nnodes=2 exclude each other"),
         ({"node_rank": 1}, "node_rank=1 is refused: there is one node"),

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ice_notebook.errors import NodeError
 from ice_notebook.frames import Channel
 from ice_notebook.nodes import tls
+from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.listening import listen
 from ice_notebook.nodes.token import NONCE_BYTES, Token, parse_token
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import os
 
-from ice_notebook.script_results import ScriptResult, script_result, set_result
+from ice_notebook.script_results import ScriptResult, set_result
 
 
-def test_a_process_that_is_no_rank_of_a_script_keeps_nothing():
-    set_result([1, 2])
-    assert not script_result.is_set
+def test_a_process_that_is_no_rank_of_a_script_gives_nothing():
+    set_result([1, 2])  # and it is no error
 
 
-def test_the_last_value_counts_and_none_is_one():
+def test_every_value_is_given_at_once_and_none_is_one():
+    given: list[object] = []
     result = ScriptResult()
-    result.open()
-    assert not result.is_set
+    result.set("before there is anybody to take it")
+    result.open(given.append)
     for value in ("an early one", None):
         result.set(value)
-    assert (result.is_set, result.value) == (True, None)
+    assert given == ["an early one", None]
 
 
 def test_a_forked_child_has_none_to_give(monkeypatch):
+    given: list[object] = []
     result = ScriptResult()
-    result.open()
+    result.open(given.append)
     monkeypatch.setattr(os, "getpid", lambda: -1)
     result.set(3)
-    assert not result.is_set
+    assert given == []

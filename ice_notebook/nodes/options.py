@@ -1,0 +1,149 @@
+"""What the options say of nodes: where they meet, how long they wait, and what of it goes together. Nothing is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ice_notebook.errors import OptionError
+from ice_notebook.grammars import Nodes, Seconds
+
+if TYPE_CHECKING:
+    from ice_notebook.launch_options import LaunchOptions
+
+LOOPBACK = "127.0.0.1"
+LAST_CALL_S = 1.0  # torch waits 30 s for nodes beyond the least number; here a late one begins a new round whenever it comes
+JOIN_TIMEOUT_S = 600.0  # torch's
+_ONE_NODE = "there is one node, this machine, unless nnodes says otherwise; leave it out, or give nnodes."
+_ALONE = "the first says that this node is alone; leave one out."
+_NODE_0 = (
+    "the machine of the notebook is node 0. Launch there, and run the command that the run shows, `python -m ice_notebook join …`, on the "
+    "others."
+)
+
+
+def host_and_port(endpoint: str) -> tuple[str, int]:
+    """Return the host and the port of an endpoint; 0, any free port, when it names none."""
+    bracketed, _, rest = endpoint.rpartition("]")
+    host, _, port = rest.partition(":")
+    return bracketed.strip("[") or host, int(port or 0)
+
+
+def numeric(host: str) -> str:
+    """Return a loopback host as an address: no host name is looked up on the way of a launch."""
+    return LOOPBACK if host == "localhost" else host.strip("[]")
+
+
+def seconds_of(configs: Mapping[str, str], name: str) -> float | None:
+    """Return a setting of the rendezvous that is a time, None when it is not given."""
+    if name not in configs:
+        return None
+    try:
+        return float(Seconds(or_zero=True).parse(configs[name]))
+    except ValueError:
+        raise OptionError.invalid("rdzv_configs", f"{name}={configs[name]}", f"{name}=SECONDS") from None
+
+
+# ---- what goes together --------------------------------------------------------------------------------------------------------------------
+
+
+def check_nodes(options: LaunchOptions) -> None:
+    """Check what is said of the nodes of a launch: of one, or of several of which this one is the first and the others join.
+
+    Raises:
+        OptionError: it contradicts itself, or describes other nodes when this one is alone.
+    """
+    _refuse_two_meeting_places(options)
+    _refuse_other_nodes(options)
+    _refuse_two_ports(options)
+
+
+def check_nodes_by_hand(options: LaunchOptions) -> None:
+    """Check what is said of a node that is one of several, each started by hand, and looks for the others itself.
+
+    Raises:
+        OptionError: they could not meet.
+    """
+    written = Nodes().format(options.nnodes)
+    if options.standalone:
+        raise OptionError.conflict("standalone", f"nnodes={written}", _ALONE)
+    if options.rdzv_backend == "static":
+        if options.nnodes[0] != options.nnodes[1]:
+            raise OptionError.refused(
+                "nnodes", written, "a range needs rdzv_backend=c10d; with static the number of nodes is fixed."
+            )
+        if options.node_rank >= options.nnodes[1]:
+            last = options.nnodes[1] - 1
+            raise OptionError.refused(
+                "node_rank", str(options.node_rank), f"nodes are numbered from 0 to {last} with nnodes={written}."
+            )
+        if not options.meeting_port:
+            raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give master_addr and master_port.")
+    elif not options.rdzv_endpoint or not options.meeting_port:
+        raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give rdzv_endpoint=HOST:PORT.")
+    else:
+        _refuse_one_port(options)
+
+
+def _refuse_other_nodes(options: LaunchOptions) -> None:
+    """Refuse, by name, what describes other nodes when this one is alone, and what cannot be said of several."""
+    if options.has_other_nodes:
+        _refuse_for_several_nodes(options)
+        return
+    if options.node_rank != 0:
+        raise OptionError.refused("node_rank", options.node_rank, _ONE_NODE)
+    if not _is_loopback(options.master_addr):
+        raise OptionError.refused("master_addr", options.master_addr, f"its ranks meet on the loopback address: {_ONE_NODE}")
+    if options.standalone:
+        return  # as torch does: whatever the rendezvous options say is not used
+    if options.rdzv_endpoint and not _is_loopback(host_and_port(options.rdzv_endpoint)[0]):
+        raise OptionError.refused("rdzv_endpoint", options.rdzv_endpoint, f"its ranks meet on the loopback address: {_ONE_NODE}")
+    if options.rdzv_configs.get("rank", "0") != "0":
+        raise OptionError.refused("rdzv_configs", f"rank={options.rdzv_configs['rank']}", _ONE_NODE)
+
+
+def _refuse_for_several_nodes(options: LaunchOptions) -> None:
+    if options.standalone:
+        raise OptionError.conflict("standalone", f"nnodes={Nodes().format(options.nnodes)}", _ALONE)
+    for name, number in (("node_rank", str(options.node_rank)), ("rdzv_configs", options.rdzv_configs.get("rank", "0"))):
+        if number != "0":
+            found = number if name == "node_rank" else f"rank={number}"
+            raise OptionError.refused(name, found, _NODE_0)
+    for name in ("last_call_timeout", "join_timeout", "timeout"):
+        seconds_of(options.rdzv_configs, name)
+
+
+def _refuse_two_meeting_places(options: LaunchOptions) -> None:
+    """Refuse an endpoint beside `standalone`: torch would not use it, and say nothing."""
+    if options.standalone and options.rdzv_endpoint:
+        raise OptionError.conflict(
+            "standalone",
+            f"rdzv_endpoint={options.rdzv_endpoint}",
+            "a node that is alone meets nobody there; leave one of them out.",
+        )
+
+
+def _refuse_two_ports(options: LaunchOptions) -> None:
+    port = host_and_port(options.rdzv_endpoint)[1]
+    if options.has_other_nodes:
+        _refuse_one_port(options)
+    elif port and options.master_port and port != options.master_port and not options.standalone:
+        raise OptionError.conflict(
+            f"rdzv_endpoint={options.rdzv_endpoint}",
+            f"master_port={options.master_port}",
+            "they name two ports for one meeting place; give one.",
+        )
+
+
+def _refuse_one_port(options: LaunchOptions) -> None:
+    """Refuse one port for two things: where nodes meet, and the ranks' store."""
+    if options.master_port and host_and_port(options.rdzv_endpoint)[1] == options.master_port:
+        raise OptionError.conflict(
+            f"rdzv_endpoint={options.rdzv_endpoint}",
+            f"master_port={options.master_port}",
+            "nodes meet at the one and ranks at the other; give two ports.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    return host.strip("[]") in {"localhost", "::1", "0:0:0:0:0:0:0:1"} or host.startswith("127.")
