@@ -11,7 +11,7 @@ import psutil
 
 LOOK_S = 0.25  # between two looks: shorter ones take the gap between two batches for leisure
 _WEIGHT_PER_NICE = 1.25  # of one step, by man 7 sched
-_MOST_NICE = 19
+LEAST_NICE = 19  # what weighs least
 ASK_AGAIN_S = 0.1
 _IDLE_CORES = 0.9  # some time always goes to others
 
@@ -46,15 +46,12 @@ def wait_for_leisure(is_over: Callable[[float], bool], at_most_s: float) -> bool
     return True
 
 
-def weigh_as_part(pid: int, count: int) -> bool:
-    """Have a process, the leader of a session, weigh `1 / count` of a session when processors are short; False: to be asked again later.
+def weigh(pid: int, nice: int) -> bool:
+    """Have the session that a process leads weigh as `nice` says when processors are short; False: to be asked again later.
 
     Linux divides processors among sessions first (`sched_autogroup`, man 7 sched): eight ranks that never rest would get eight shares where
     notebook server and browser get one, and the page would stand still. Ordinary users may say this to the system once every ASK_AGAIN_S.
     """
-    nice = min(round(math.log(count, _WEIGHT_PER_NICE)), _MOST_NICE)
-    if not nice:
-        return True
     try:
         with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as group:
             group.write(str(nice))
@@ -63,6 +60,11 @@ def weigh_as_part(pid: int, count: int) -> bool:
     except OSError:  # a system that has no such thing: it runs with the share that it has
         return True
     return True
+
+
+def nice_of_part(count: int) -> int:
+    """Return the niceness with which a session weighs `1 / count` of one."""
+    return min(round(math.log(max(1, count), _WEIGHT_PER_NICE)), LEAST_NICE)
 
 
 def _idle_s() -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.distributed.elastic.agent.server.api import WorkerGroup
 from torch.distributed.elastic.multiprocessing import RunProcsResult, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from ice_notebook import context, cores, processes
+from ice_notebook import context, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.ranks import RankProcess, Stage
@@ -90,7 +89,6 @@ class RankContext:
         for rank in self._ranks:
             with contextlib.suppress(OSError):  # killed in this very moment: its end is its report
                 rank.channel.send("begin")
-        threading.Thread(target=self._share_processors, name="ice-shares", daemon=True).start()
         self._spares = Spares(io, len(self._ranks))
         if self._restarts_left > 0:
             self._spares.start()
@@ -174,25 +172,18 @@ class RankContext:
 
     # ---- steps
 
-    def _share_processors(self) -> None:
-        """Have the ranks, each in a session of its own, weigh together what one session weighs."""
-        io, left = self._io, list(self._ranks)
-        while left:
-            with io.condition:  # a rank that is still in the list has not been reaped: its number is its own
-                left = [rank for rank in left if rank in io.ranks and not cores.weigh_as_part(rank.pid, len(self._ranks))]
-                if left:
-                    io.condition.wait(cores.ASK_AGAIN_S)
-
     def _take(self, count: int) -> tuple[list[RankProcess], bool]:
         """Return ready processes, starting what is missing, and whether nobody had to wait for them. This is where a rank comes from."""
         io = self._io
         has_waited = False
         with io.condition:
+            io.is_waited_for = True
             while True:
                 self._drop_dead_standbys()
                 io.start_ranks(count - io.unplaced)
                 ready = [rank for rank in io.ranks if rank.stage is Stage.READY and rank.rank < 0 and not rank.has_exited]
                 if len(ready) >= count:
+                    io.is_waited_for = False
                     return ready[:count], not has_waited
                 has_waited = True
                 self._raise_if_stopped()

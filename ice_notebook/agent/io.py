@@ -54,6 +54,7 @@ class AgentIO(threading.Thread):
         self.has_run = False
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
+        self.is_waited_for = preparation.is_at_once  # somebody waits for ranks that get ready
         self.is_settled = False  # the kernel has said that the run is this agent's, and will not look for another
         self.condition = threading.Condition()  # an RLock underneath: those who hold it may record
         self.ranks: list[RankProcess] = []  # living, or dead and not yet reaped
@@ -90,6 +91,7 @@ class AgentIO(threading.Thread):
             self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started, note=self._note))
             self.was_ready = self.is_standing_by and self.are_ready and len(self.ranks) >= plan.world_size
             self.has_run, self.is_standing_by = True, False
+            self.is_waited_for = True
             self.start_ranks(plan.world_size - self.unplaced)
             self.condition.notify_all()
 
@@ -233,6 +235,7 @@ class AgentIO(threading.Thread):
             self._being_started -= 1
             self.ranks.append(rank)
             self._terminals.watch(rank.terminal)
+            self.condition.notify_all()
         self._selector.register(rank.channel, selectors.EVENT_READ, lambda: self._on_rank(rank))
         self._selector.register(rank.acknowledge, selectors.EVENT_READ, lambda: self._on_acknowledge(rank))
         self._selector.register(rank.pidfd, selectors.EVENT_READ, lambda: self._on_exit(rank))

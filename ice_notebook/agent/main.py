@@ -17,6 +17,7 @@ from ice_notebook import forks, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting
+from ice_notebook.agent.shares import Shares
 from ice_notebook.frames import Channel
 from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.messages import MESSAGE, decode
@@ -73,6 +74,7 @@ class Agent:
             signal.signal(number, self._on_signal)
         io.start_ranks(self._preparation.n_ranks)  # they import torch while this process does
         io.start()
+        Shares(io).start()
         outcome, reason, swept = p.Outcome.FAILED, "", 0
         try:
             if self._preparation.is_at_once:

@@ -1,0 +1,39 @@
+"""What each rank of an agent weighs when processors are short: less than what shows it, and hardly anything while nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+
+from ice_notebook import cores
+from ice_notebook.agent.io import AgentIO
+from ice_notebook.agent.ranks import RankProcess, Stage
+
+
+class Shares(threading.Thread):
+    """Tells the system, one rank after the other: ordinary users are heard once every ASK_AGAIN_S."""
+
+    def __init__(self, io: AgentIO) -> None:
+        super().__init__(name="ice-shares", daemon=True)
+        self._io = io
+        self._told: dict[int, int] = {}  # by pid; 0, a whole session's weight, is what a rank begins with
+
+    def run(self) -> None:
+        """Tell for as long as this process lives."""
+        io = self._io
+        with io.condition:  # a rank that is in the list has not been reaped: its number is its own
+            while True:
+                known = {rank.pid: self._nice(rank) for rank in io.ranks if not rank.has_exited}
+                self._told = {pid: nice for pid, nice in self._told.items() if pid in known}
+                due = [(pid, nice) for pid, nice in known.items() if nice != self._told.get(pid, 0)]
+                if not due:
+                    io.condition.wait()
+                elif cores.weigh(*due[0]):
+                    self._told[due[0][0]] = due[0][1]
+                else:
+                    io.condition.wait(cores.ASK_AGAIN_S)
+
+    def _nice(self, rank: RankProcess) -> int:
+        if rank.rank >= 0:
+            return cores.nice_of_part(sum(other.rank >= 0 and not other.has_exited for other in self._io.ranks))
+        is_for_later = rank.stage is Stage.STARTING and not self._io.is_waited_for
+        return cores.LEAST_NICE if is_for_later else 0
