@@ -175,11 +175,11 @@ class LaunchOptions:
     )
     run_path: bool = option(
         False,
-        "What is launched is a script, by its absolute path.",
+        "What is launched is a script, by its absolute path, and it may run in ranks that stand by: torch and what ranks imported lately are there.",
         grammar=Flag(),
         group=SCRIPT,
         surfaces=SCRIPTS,
-        note="Scripts run in this way without it as well.",
+        note="Without it a script starts in a fresh interpreter.",
         example="true",
     )
     use_env: bool = option(

@@ -146,7 +146,7 @@ class ElasticLauncher(context.Context):
             except OSError as error:
                 raise LaunchError.payload(error) from error
             run.start(agent, plan)
-        if run.plan.script is None:
+        if run.plan.may_stand_by:
             _prepare_next(options, run)
         try:
             # After the start: agent and ranks import torch while widgets are imported here.

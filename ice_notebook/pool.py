@@ -169,7 +169,7 @@ class Pool:
         """
         self._wanted_modules = wish.preload
         note = ""
-        if uses and plan.script is None:  # a script starts in a process that has imported nothing
+        if uses and plan.may_stand_by:
             while (found := self._pick(plan)) is not None:
                 standby, note = found
                 if standby is None:

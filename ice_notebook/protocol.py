@@ -99,6 +99,7 @@ class Script(Struct, frozen=True, kw_only=True):
     target: str  # the path of a script, the name of a module, a program
     args: tuple[str, ...] = ()
     path: tuple[str, ...] = ()  # the module path behind the script's own folder; empty: the interpreter's own
+    may_stand_by: bool = False  # it may run in a process that has imported torch before
 
     def of_rank(self, local_rank: int) -> Script:
         """Return the script as one rank runs it."""
@@ -182,6 +183,11 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
         return len(self.ranks)
 
     @property
+    def may_stand_by(self) -> bool:
+        """Return whether processes that have imported torch before may do it. A script usually starts in one that has imported nothing."""
+        return self.script is None or self.script.may_stand_by
+
+    @property
     def boot_path(self) -> tuple[str, ...]:
         """Return the module path for processes that get ready."""
         return boot_path(self.sys_path, self.cwd)
@@ -194,8 +200,8 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
             interpreter=self.interpreter,
             boot_path=self.boot_path,
             environment=self.environment,
-            start_method=self.start_method if self.script is None else "spawn",
-            is_for_script=self.script is not None,
+            start_method=self.start_method if self.may_stand_by else "spawn",
+            is_for_script=not self.may_stand_by,
             preload=preload,
             kernel_pid=self.kernel_pid,
         )

@@ -65,7 +65,8 @@ def read_script(options: LaunchOptions, words: Sequence[str], *, module_path: Se
         raise ScriptError.not_absolute(target)
     text = _check_file(target)
     sources = {os.path.abspath(target): (os.path.basename(target), text)} if text is not None else {}
-    return ScriptTask(Script(kind=ScriptKind.FILE, target=target, args=args, path=tuple(module_path)), sources)
+    script = Script(kind=ScriptKind.FILE, target=target, args=args, path=tuple(module_path), may_stand_by=options.run_path)
+    return ScriptTask(script, sources)
 
 
 # ---- scripts -------------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,9 @@ from typing import Any
 
 from ice_notebook.frames import Channel
 
-OUTPUT_LIMIT_BYTES = 512 << 10  # beyond this the kernel is told only how much it missed: the log files have it all, and what comes is new
+OUTPUT_LIMIT_BYTES = (
+    512 << 10
+)  # beyond this the kernel is told only how much it missed: the log files have it all, and what comes is new
 _COALESCED_BYTES = 1 << 20
 
 

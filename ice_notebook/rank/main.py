@@ -95,7 +95,7 @@ class Rank:
             # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
             code = self._fail(error)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if self._go.script is None:
+        if self._go.script is None or self._go.script.may_stand_by:
             self._tell("imported", modules=preloading.imported())
         _leave(code)
 

@@ -19,6 +19,8 @@ from ice_notebook import ElasticLauncher, RunFailed
 from ice_notebook.errors import ResultError
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.options import Surface
+from ice_notebook.planning import make_preparation
+from ice_notebook.pool import Pool, pool
 from ice_notebook.run import Run
 from ice_notebook.scripts import read_script
 
@@ -405,6 +407,30 @@ def test_a_reader_that_goes_away_ends_the_run(script, tmp_path):
     process.stderr.close()
     (folder,) = (tmp_path / "logs").iterdir()
     assert left_of(Run.open(folder).plan.marker) == []
+
+
+def test_a_script_by_its_absolute_path_may_run_in_ranks_that_stand_by(launch, script, tmp_path, monkeypatch):
+    train = script(
+        """
+        import sys
+        had_torch = "torch" in sys.modules
+        import ice_notebook
+        if __name__ == "__main__":
+            ice_notebook.set_result((had_torch, sys.argv, __file__, sys.path[0]))
+        """
+    )
+    pool().stop()
+    standing = Pool()
+    monkeypatch.setattr("ice_notebook.pool._pool_of", lambda _pid: standing)
+    standing.prepare(make_preparation(2))
+    wait_until(lambda: " by: ready" in standing.describe())
+    fresh = launch(train, "--lr", "1")
+    path = str(tmp_path / train)
+    assert dict(fresh.results) == dict.fromkeys(range(2), (False, [train, "--lr", "1"], path, str(tmp_path)))
+    warm = launch(path, "--lr", "1", run_path=True)
+    assert warm.state.attempts[0].start == "standby", warm.plan.start_note
+    assert dict(warm.results) == dict.fromkeys(range(2), (True, [path, "--lr", "1"], path, str(tmp_path)))
+    standing.stop()
 
 
 def test_a_launch_from_inside_a_rank_is_refused(launch, script):
