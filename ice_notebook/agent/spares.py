@@ -7,7 +7,7 @@ import threading
 from ice_notebook import cores
 from ice_notebook.agent.io import AgentIO
 
-MOST_WAIT_S = 20.0  # a run that never leaves a core idle pays for an import of torch once, and saves one at each restart
+MOST_WAIT_S = 5.0  # they weigh least while they get ready: a run that never leaves a core idle hardly feels it, and saves an import at each restart
 
 
 class Spares(threading.Thread):
