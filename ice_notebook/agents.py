@@ -21,6 +21,7 @@ from ice_notebook import protocol as p
 from ice_notebook.frames import Channel, Frame
 
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from ice_notebook.agent.{} import main; main()"
+_DEAD_LOOK_S = 0.001  # nothing announces that a process has no memory any more
 _EXIT_WAIT_S = 1.0  # an agent that has closed its socket is dead or on its way out
 _LONGEST_NAME = 32  # of what is forked: it gets its marker written over that of the server
 TAKE_WAIT_S = 2.0  # an agent that stands by takes a plan within a millisecond; after so long it is deaf
@@ -67,6 +68,16 @@ class AgentProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
+    def wait_dead(self) -> None:
+        """Wait until an agent that was killed runs no more. The system may still take its memory back, which takes it 20 to 50 ms."""
+        if self._process.poll() is not None:
+            return
+        pidfd = os.pidfd_open(self._process.pid)
+        try:
+            _wait_dead(pidfd, self._process.pid)
+        finally:
+            os.close(pidfd)
+
     def close(self, log: Path | None = None) -> int | None:
         """Wait for the end of an agent whose socket has ended, killing it if it lingers, and return its exit code where it is known.
 
@@ -105,6 +116,12 @@ class ForkedAgent(AgentProcess):
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+    def wait_dead(self) -> None:
+        """See the base class."""
+        pidfd = self._server.pidfd_of(self._ticket)
+        if pidfd is not None:
+            _wait_dead(pidfd, processes.pid_of(pidfd))
 
     def _wait(self) -> int | None:
         pidfd = self._server.pidfd_of(self._ticket)
@@ -250,6 +267,12 @@ def has_ended_within(pid: int, timeout_s: float) -> bool:
         return _is_readable_within(pidfd, timeout_s)
     finally:
         os.close(pidfd)
+
+
+def _wait_dead(pidfd: int, pid: int) -> None:
+    until = time.monotonic() + _EXIT_WAIT_S
+    while not _is_readable_within(pidfd, _DEAD_LOOK_S) and processes.has_memory(pid) and time.monotonic() < until:
+        pass
 
 
 def _is_readable_within(descriptor: int, timeout_s: float) -> bool:

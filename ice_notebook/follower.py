@@ -205,11 +205,13 @@ class Follower(threading.Thread):
     def _close_agent(self) -> None:
         """The agent is gone. If it has not said how the run ended, see to it: nothing of the run is left when this returns."""
         assert self._agent is not None
-        if self._run.state.phase.is_final:
-            self._agent.kill()  # it has said its last word; an import of torch that still goes on could hold it up for a second
-        code = self._agent.close(self._folder.agent_log)
-        if not self._run.state.phase.is_final:
-            self._end_in_its_place(code)
+        agent = self._agent
+        has_said_how = self._run.state.phase.is_final
+        if has_said_how:
+            agent.kill()  # an import of torch that still goes on could hold it up for a second
+            agent.wait_dead()
+        else:
+            self._end_in_its_place(agent.close(self._folder.agent_log))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._run.plan.payload)
         with self._lock:
@@ -217,6 +219,8 @@ class Follower(threading.Thread):
             self._answer_until = None
         self._has_news = True
         self._run.end()
+        if has_said_how:
+            agent.close(self._folder.agent_log)
 
     def _end_in_its_place(self, exit_code: int | None) -> None:
         swept = processes.sweep(self._run.plan.marker, looks=3)

@@ -111,6 +111,21 @@ def sweep(*markers: str, with_children: bool = False, looks: int = 1) -> int:
     return len(killed)
 
 
+def has_memory(pid: int) -> bool:
+    """Return whether a process can still run: one that has died has none, and no environment, before the system lets go of it."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as environ:
+            return bool(environ.read(1))
+    except OSError:
+        return False
+
+
+def pid_of(pidfd: int) -> int:
+    """Return the number of the process that a descriptor is for, -1 when it has been reaped."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as info:
+        return int(next(line for line in info if line.startswith("Pid:")).split()[1])
+
+
 def _pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
