@@ -236,7 +236,7 @@ class Pool:
         """Have ranks stand by for a launch like this one, as soon as this one leaves a core idle or is over."""
         with self._lock:
             self._used_at = time.monotonic()
-            self._next = p.replace(run.plan.preparation(), n_ranks=wish.n_ranks) if wish.n_ranks else None
+            self._expect_launches_of(p.replace(run.plan.preparation(), n_ranks=wish.n_ranks) if wish.n_ranks else None)
             self._wanted_modules = wish.preload
             self._running.append(run)
         run.when_done(lambda: self._on_run_over(run))
@@ -246,8 +246,16 @@ class Pool:
         """Have ranks stand by from now on."""
         with self._lock:
             self._used_at = time.monotonic()
-            self._next = preparation
+            self._expect_launches_of(preparation)
         self._serve()
+
+    def _expect_launches_of(self, preparation: p.Preparation | None) -> None:
+        """Have the next sets made from this, and end those that no launch of its kind could use."""
+        self._next = preparation
+        for standby in list(self._sets):
+            if preparation is not None and why_not(standby.preparation, preparation, self._early):
+                self._sets.remove(standby)
+                standby.close()
 
     @property
     def is_on(self) -> bool:
@@ -281,7 +289,8 @@ class Pool:
             if not self._sets:
                 return "No ranks stand by." if self._next is None else "No ranks stand by yet."
             n_ranks = sum(standby.preparation.n_ranks for standby in self._sets)
-            state = "ready" if len(ready) == len(self._sets) else "getting ready"
+            n_ready = sum(standby.preparation.n_ranks for standby in ready)
+            state = "getting ready" if not ready else "ready" if n_ready == n_ranks else f"{n_ready} of them ready"
             loaded = sorted({package for standby in ready for package in (standby.readiness or _NOTHING).preloaded})
             also = f", with {join(loaded, 'and')} loaded" if loaded else ""
             stand = "1 rank stands" if n_ranks == 1 else f"{n_ranks} ranks stand"

@@ -423,7 +423,7 @@ def test_a_script_by_its_absolute_path_may_run_in_ranks_that_stand_by(launch, sc
     standing = Pool()
     monkeypatch.setattr("ice_notebook.pool._pool_of", lambda _pid: standing)
     standing.prepare(make_preparation(2))
-    wait_until(lambda: " by: ready" in standing.describe())
+    wait_until(lambda: standing.describe().startswith("2 ranks stand by: ready"))
     fresh = launch(train, "--lr", "1")
     path = str(tmp_path / train)
     assert dict(fresh.results) == dict.fromkeys(range(2), (False, [train, "--lr", "1"], path, str(tmp_path)))

@@ -23,7 +23,8 @@ START_METHOD = "spawn"  # see conftest.py
 
 
 def is_ready() -> bool:
-    return " by: ready" in pool().describe()
+    told = pool().describe()
+    return "ready" in told and "getting ready" not in told
 
 
 @pytest.fixture
