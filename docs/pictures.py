@@ -104,7 +104,7 @@ STILLS = {
         "Succeeded",
         open_results,
     ),
-    "ranks-16": Still(played(16, "*steps(1200, 1220, 16)"), "step 1219"),
+    "ranks-16": Still(played(16, "*[item for i in range(1200, 1220) for item in (*steps(i, i + 1, 16), 0.12)]"), "step 1219"),
     "search": Still(
         played(4, "*[item for i in range(1196, 1221) for item in (*steps(i, i + 1, 4), 0.12)]"), "step 1220", search_merged
     ),
@@ -127,6 +127,7 @@ def take_stills(names: list[str]) -> None:
             page.run_cell(0)
             page.wait_output(0, still.text)
             still.act(page)
+            page.page.mouse.move(0, 0)  # nothing is shown as pointed at
             for dark in (False, True):
                 page.set_theme(dark=dark)
                 for width in WIDTHS:
