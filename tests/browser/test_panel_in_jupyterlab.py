@@ -117,9 +117,14 @@ run = show(*now(begun(2)), out(0, "early words\\n"), *steps, waits=False)"""
     second.wait_output(0, "early words", timeout_s=10)
     second.wait_output(0, re.compile(r"step \d+"), timeout_s=10)
     second.output(0).get_by_role("button", name="merged").click()
-    second.panel(0).scroll_to_top()
-    second.wait_output(0, "words between")
-    rows = [text.replace("\n", "") for text in second.output(0).locator(".ice-rows > div").all_inner_texts()]
+
+    def top_rows():
+        second.panel(0).scroll_to_top()
+        second.next_frames()
+        rows = [text.replace("\n", "") for text in second.output(0).locator(".ice-rows > div").all_inner_texts()]
+        return rows if "0words between" in rows else None
+
+    rows = wait_until(top_rows, page=second)
     assert rows.index("1step 4") < rows.index("0words between") < rows.index("1step 6"), "in the order in which they came"
     second.click("Stop", 0)
     wait_chip(second, "stopped")
