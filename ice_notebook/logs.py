@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ice_notebook.log_files import Hit, LogFile
@@ -37,9 +37,11 @@ class Limits:
     rank_lines: int = 200
     rank_bytes: int = 64 * 1024
     bytes: int = 256 * 1024
+    lines: int | None = None  # of all ranks together
 
 
-TICK = Limits()
+# A page draws some fifty lines; what it is given besides is there to be scrolled back to, and what it is not is read back from the files.
+TICK = Limits(lines=800)
 REPLAY = Limits(rank_lines=2_000, rank_bytes=256 * 1024, bytes=1024 * 1024)
 
 
@@ -390,6 +392,8 @@ class RunLogs:
     def _read(self, first: Mapping[int, int], limits: Limits) -> Delta:
         news = [rank for rank in sorted(self._ranks) if self._ranks[rank].end > first.get(rank, 0)]
         rank_bytes = min(limits.rank_bytes, limits.bytes // max(1, len(news)))
+        if limits.lines is not None:
+            limits = replace(limits, rank_lines=min(limits.rank_lines, max(1, limits.lines // max(1, len(news)))))
         found = [
             (look, rank, start, part)
             for rank in news

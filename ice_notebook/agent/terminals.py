@@ -71,16 +71,19 @@ class Terminals:
                 self._end(stream)
 
     def _read(self, stream: Stream, reads: int) -> int:
-        taken = 0
-        for _ in range(reads):
+        chunks: list[bytes] = []
+        is_over = False
+        while len(chunks) < reads and not is_over:
             output = read_terminal(stream)
-            if output is None:
-                self._end(stream)
+            is_over = output is None
             if not output:
                 break
-            taken += len(output)
-            self.take(stream, output)
-        return taken
+            chunks.append(output)
+        if taken := b"".join(chunks):
+            self.take(stream, taken)
+        if is_over:
+            self._end(stream)
+        return len(taken)
 
     def _end(self, stream: Stream) -> None:
         self._streams.pop(stream.fd, None)
