@@ -390,6 +390,6 @@ def test_values_live_as_long_as_their_run_and_what_was_loaded_lives_longer(cache
     folder = run.save()
     assert values.is_dir()
     del run
-    wait_until(lambda: gc.collect() is not None and not values.exists(), 5)
+    wait_until(lambda: gc.collect() is not None and not values.exists())
     assert int(loaded.sum()) == 4999950000
     assert int(Run.open(folder).results[0].sum()) == 4999950000
