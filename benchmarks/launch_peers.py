@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers import N_RANKS, Peer, free_port, source_of
+from benchmarks.peers import N_RANKS, Peer, WithoutValues, free_port, source_of
 from benchmarks.work import Work
 
 
 @dataclass(frozen=True)
-class Torchrun:
+class Torchrun(WithoutValues):
     """The function written to a script, and torchrun called from the cell."""
 
     name: str = "torchrun"
@@ -24,12 +24,9 @@ class Torchrun:
         options = f"--standalone --nproc-per-node {N_RANKS} --max-restarts {max_restarts}"
         return f"_ = Path('train.py').write_text({script!r})\n!{{sys.executable}} -m torch.distributed.run {options} train.py"
 
-    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
-        raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
-
 
 @dataclass(frozen=True)
-class Ipyparallel:
+class Ipyparallel(WithoutValues):
     """ipyparallel's `%%px` on engines that are started once, have imported torch and stay: its ranks are not fresh, and none is restarted."""
 
     name: str = "ipyparallel"
@@ -53,9 +50,6 @@ class Ipyparallel:
             raise NotImplementedError(f"{self.title} restarts nothing")
         place = f"import os\nos.environ['MASTER_PORT'] = '{free_port()}'"
         return f"%%px --block\n{place}\n{source_of(work)}\n{work.__name__}(*{args!r})"
-
-    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
-        raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
 
 
 TORCHRUN: Peer = Torchrun()

@@ -80,8 +80,17 @@ class Spawn:
         return f"{self.launch(work, args)}\nopening_s = 0.0"
 
 
+class WithoutValues:
+    """The part of a peer that brings no values back by itself: nobody asks it for any."""
+
+    title: str
+
+    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
+        raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
+
+
 @dataclass(frozen=True)
-class Accelerate:
+class Accelerate(WithoutValues):
     """accelerate's `notebook_launcher`, which forks the kernel. It has no way to return values."""
 
     name: str = "accelerate"
@@ -94,9 +103,6 @@ class Accelerate:
         options = f"num_processes={N_RANKS}, max_restarts={max_restarts}, use_port='{free_port()}'"
         call = f"notebook_launcher({work.__name__}, args={args!r}, {options})"
         return f"{source_of(work)}\n{call}"
-
-    def launch_for_values(self, work: Work, args: tuple[Any, ...]) -> str:
-        raise NotImplementedError(f"{self.title} returns no values ({work.__name__}{args!r})")
 
 
 OURS: Peer = Ours()

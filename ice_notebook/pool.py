@@ -99,11 +99,11 @@ class Standby:
             with contextlib.suppress(OSError):  # gone: the next look sees it
                 self.agent.channel.send("preload", modules=added)
 
-    def why_not(self, plan: p.Plan, early: frozenset[str] | None) -> str:
-        """Return why a launch cannot use it, in a few words; empty when it can."""
-        if self.preparation.start_method != "spawn" and plan.start_method == "spawn":
+    def why_not(self, wanted: p.Preparation, early: frozenset[str] | None) -> str:
+        """Return why a launch cannot use it that would be prepared so, in a few words; empty when it can."""
+        if self.preparation.start_method != "spawn" and wanted.start_method == "spawn":
             return "start_method changed"
-        return why_not(self.preparation, plan.preparation(), early)
+        return why_not(self.preparation, wanted, early)
 
     def close(self) -> None:
         """End it, and whatever its imports may have started."""
@@ -220,7 +220,8 @@ class Pool:
             self._look()
             if not self._sets:
                 return None
-            reasons = {standby: standby.why_not(plan, self._early) for standby in self._sets}
+            wanted = plan.preparation()
+            reasons = {standby: standby.why_not(wanted, self._early) for standby in self._sets}
             useful = [standby for standby in self._sets if not reasons[standby]]
             for standby in self._sets if not useful else []:
                 self._sets.remove(standby)
@@ -253,7 +254,7 @@ class Pool:
         """Have the next sets made from this, and end those that no launch of its kind could use."""
         self._next = preparation
         for standby in list(self._sets):
-            if preparation is not None and why_not(standby.preparation, preparation, self._early):
+            if preparation is not None and standby.why_not(preparation, self._early):
                 self._sets.remove(standby)
                 standby.close()
 
