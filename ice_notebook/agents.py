@@ -38,7 +38,12 @@ class AgentProcess:
         self.channel.send("prepare", p.encode(preparation))
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - what it says before it has a run; it moves that to the run's folder
         with theirs:
-            self._start(theirs.fileno(), self._log.fileno())
+            try:
+                self._start(theirs.fileno(), self._log.fileno())
+            except OSError:
+                self.channel.close()
+                self._log.close()
+                raise
 
     def _start(self, sock: int, log: int) -> None:
         """Start the process with an end of its socket, and a file for what it says."""
@@ -47,16 +52,16 @@ class AgentProcess:
     def run(self, plan: p.Plan) -> None:
         """Have it do a run, whenever it is ready. A dead agent is the affair of whoever follows it."""
         with contextlib.suppress(OSError):
-            self.channel.send("run", p.encode(plan), is_settled=True)
+            self.channel.send("run", p.encode(plan))
 
     def take(self, plan: p.Plan) -> bool:
         """Have an agent that stands by do a run, and return whether it is alive enough to have taken it.
 
-        Nothing of the user's begins before it has heard that it is the one: what took the run too late must not have begun it.
+        It does nothing before it has heard that it is the one: what takes the run too late must not have touched it.
         """
         until = time.monotonic() + TAKE_WAIT_S
         with contextlib.suppress(EOFError, OSError):
-            self.channel.send("run", p.encode(plan), is_settled=False)
+            self.channel.send("offer", p.encode(plan))
             while (frame := receive_until(self.channel, until)) is not None:
                 if frame.kind == "taken":
                     self.channel.send("settled")
@@ -107,6 +112,13 @@ class ForkedAgent(AgentProcess):
 
     def _start(self, sock: int, log: int) -> None:
         self._ticket = self._server.fork(self.preparation, sock, log)
+
+    def take(self, plan: p.Plan) -> bool:
+        """See the base class. One that is not there yet waits for the server's imports, as a new one would: it cannot be deaf."""
+        if self._server.pidfd_of(self._ticket) is not None:
+            return super().take(plan)
+        self.run(plan)
+        return not self._server.is_gone
 
     def kill(self) -> None:
         """See the base class. One that is not there yet finds its socket closed, and ends at once."""

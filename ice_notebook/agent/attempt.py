@@ -83,9 +83,6 @@ class RankContext:
         if bad:
             rank = self._ranks[bad[0]]
             raise RuntimeError(f"rank {rank.rank} did not take its work: {_how_it_ended(rank)}")
-        with io.condition:
-            io.condition.wait_for(lambda: io.stop or io.is_settled)
-            self._raise_if_stopped()
         for rank in self._ranks:
             with contextlib.suppress(OSError):  # killed in this very moment: its end is its report
                 rank.channel.send("begin")

@@ -43,6 +43,7 @@ class AgentIO(threading.Thread):
 
     plan: p.Plan  # there from `begin` on
     folder: RunFolder
+    _offered: p.Plan  # the kernel has not said yet that this agent is the one to do it
     _journal: Journal
     _out_of_memory_kills: int
 
@@ -55,7 +56,6 @@ class AgentIO(threading.Thread):
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
         self.is_waited_for = preparation.is_at_once  # somebody waits for ranks that get ready
-        self.is_settled = False  # the kernel has said that the run is this agent's, and will not look for another
         self.condition = threading.Condition()  # an RLock underneath: those who hold it may record
         self.ranks: list[RankProcess] = []  # living, or dead and not yet reaped
         self.stop: StopRequest | None = None
@@ -251,13 +251,12 @@ class AgentIO(threading.Thread):
             return
         for frame in frames:
             if frame.kind == "run":
-                self.outbox.post("taken")
-                self.is_settled = frame.fields["is_settled"]
                 self.begin(p.decode(frame.body, p.Plan))
+            elif frame.kind == "offer":
+                self._offered = p.decode(frame.body, p.Plan)
+                self.outbox.post("taken")
             elif frame.kind == "settled":
-                with self.condition:
-                    self.is_settled = True
-                    self.condition.notify_all()
+                self.begin(self._offered)
             elif frame.kind == "preload":
                 self._preload(frame.fields["modules"])
             elif frame.kind == "stop":

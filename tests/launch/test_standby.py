@@ -16,7 +16,7 @@ from support import HANG_S, Kernel, left_of, wait_printed, wait_until
 from ice_notebook import agents, processes
 from ice_notebook.planning import make_preparation
 from ice_notebook.pool import Pool, pool
-from ice_notebook.protocol import RankReplaced
+from ice_notebook.protocol import RankReplaced, RunBegun
 from ice_notebook.run import Run
 
 START_METHOD = "spawn"  # see conftest.py
@@ -161,6 +161,7 @@ def test_an_agent_that_takes_a_run_too_late_has_not_begun_it(launch, standby, tm
         run = launch(work, dist_init="no")
     assert run.phase == "succeeded", run
     assert sorted((tmp_path / "begun").read_text()) == ["0", "1"]
+    assert sum(isinstance(event, RunBegun) for event in run._folder.read_events()) == 1
 
 
 # ---- what they find ------------------------------------------------------------------------------------------------------------------------
@@ -394,6 +395,25 @@ def test_a_fork_server_that_dies_takes_no_run_along(start, launch, standby, numb
     assert run.phase == "stopped"
 
 
+def test_an_agent_that_the_fork_server_has_yet_to_fork_is_waited_for(start, launch, standby, monkeypatch):
+    """The server imports what ranks have imported, say: nothing is wrong with what waits for it."""
+    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 1)
+    launch(who, start_method="forkserver")
+    wait_until(is_ready)
+    server = pool()._server
+    assert server is not None
+    server._process.send_signal(signal.SIGSTOP)
+    try:
+        assert launch(who, start_method="forkserver").phase == "succeeded"
+        wait_until(lambda: len(pool()._sets) == 1)
+        waiting = pool()._sets[0]
+        run = start(who, start_method="forkserver")
+    finally:
+        server._process.send_signal(signal.SIGCONT)
+    assert run.wait(HANG_S)
+    assert (run.phase, run.plan.marker) == ("succeeded", waiting.preparation.marker)
+
+
 # ---- restarts ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -522,7 +542,7 @@ def test_a_machine_that_has_no_room_for_more_processes_goes_without(launch, stan
     assert start_of(run) == ["standby"]
     standing.stop()
     with monkeypatch.context() as full:
-        full.setattr("ice_notebook.pool.Standby", refuse)
+        full.setattr("ice_notebook.agents.start_process", refuse)
         standing.prepare(make_preparation(1))
         wait_until(lambda: not standing.is_on and standing._thread is None)
     assert launch(who).phase == "succeeded"
