@@ -13,37 +13,37 @@ LOOK_S = 0.25  # between two looks: shorter ones take the gap between two batche
 _WEIGHT_PER_NICE = 1.25  # of one step, by man 7 sched
 LEAST_NICE = 19  # what weighs least
 ASK_AGAIN_S = 0.1
-_IDLE_CORES = 0.9  # some time always goes to others
+_BUSY_SHARE = 0.1  # of a core that counts as idle: some time always goes to others
 
 
 class Leisure:
-    """Tells whether a core was idle since the last look."""
+    """Tells how many cores were idle since the last look."""
 
     def __init__(self) -> None:
         self._idle_s, self._at = _idle_s(), time.monotonic()
 
-    def look(self) -> bool:
-        """Return whether there was a core to spare; False when the last look was less than LOOK_S ago."""
+    def look(self) -> int:
+        """Return how many cores there were to spare; 0 when the last look was less than LOOK_S ago."""
         now = time.monotonic()
         if now - self._at < LOOK_S:
-            return False
+            return 0
         before, since = self._idle_s, self._at
         self._idle_s, self._at = _idle_s(), now
-        return (self._idle_s - before) / (now - since) >= _IDLE_CORES
+        return int((self._idle_s - before) / (now - since) + _BUSY_SHARE)
 
 
-def wait_for_leisure(is_over: Callable[[float], bool], at_most_s: float) -> bool:
-    """Wait until a core is to spare, `at_most_s` seconds; return False as soon as it is no longer wanted.
+def wait_for_leisure(is_over: Callable[[float], bool], at_most_s: float) -> int:
+    """Wait until cores are to spare, `at_most_s` seconds, and return how many are, 1 after that time; 0 as soon as it is no longer wanted.
 
     `is_over(seconds)` waits that long at most, and returns True when nobody wants this any more.
     """
     leisure, until = Leisure(), time.monotonic() + at_most_s
     while time.monotonic() < until:
         if is_over(LOOK_S):
-            return False
-        if leisure.look():
-            break
-    return True
+            return 0
+        if n_cores := leisure.look():
+            return n_cores
+    return 1
 
 
 def weigh(pid: int, nice: int) -> bool:

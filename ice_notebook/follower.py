@@ -31,7 +31,7 @@ END_BYTES = 64 * 1024  # of output that the agent left out at the end: enough fo
 # otherwise cost a wake-up for every few lines.
 MANY_READS = 10
 LITTLE_BYTES = 32 << 10
-REST_S = 0.005
+REST_S = 0.01
 _NEVER = float("inf")
 
 

@@ -75,6 +75,14 @@ class Standby:
         self.readiness: p.Readiness | None = None  # None: it still imports
         self.is_spoiled = False
         self.is_gone = False
+        self._hurries = agent.preparation.at_a_time == 0
+
+    def hurry(self) -> None:
+        """Have all its ranks get ready at the same time."""
+        if not self._hurries:
+            self._hurries = True
+            with contextlib.suppress(OSError):  # gone: the next look sees it
+                self.agent.channel.send("hurry")
 
     def look(self) -> None:
         """Take what the agent has said, without waiting."""
@@ -340,15 +348,21 @@ class Pool:
             self.stop()
             return None if self._server is None else IDLE_S  # a run of its may still be on
         if not self._running:
+            for standby in self._sets:
+                standby.hurry()
             self._add_preload()
         is_busy = any(standby.readiness is None for standby in self._sets)
         if not is_busy and len(self._sets) < self._most_sets():
-            if not self._is_free_to_start():
+            n_cores = self._cores_to_spare()
+            if not n_cores:
                 return cores.LOOK_S
-            preload = self._to_preload()
-            self._sets.append(
-                Standby(self._new_agent(p.replace(self._next, marker=processes.new_marker(), preload=tuple(preload))))
+            made = p.replace(
+                self._next,
+                marker=processes.new_marker(),
+                preload=tuple(self._to_preload()),
+                at_a_time=n_cores if self._running else 0,
             )
+            self._sets.append(Standby(self._new_agent(made)))
             is_busy = True
         if not is_busy and self._sets and self._server is None:
             # Its agents cost nothing, where each fresh one imports torch once more.
@@ -364,15 +378,15 @@ class Pool:
         if self._server is not None and self._next is not None and self._next.start_method == "forkserver":
             self._server.add_preload(modules)
 
-    def _is_free_to_start(self) -> bool:
-        """Return whether another set may get ready now: the first as soon as nothing of ours runs, else when a core is idle.
+    def _cores_to_spare(self) -> int:
+        """Return how many cores are idle for another set; as soon as nothing of ours runs, the first set does not wait for one.
 
-        Not while ranks come up for a run: they leave a core idle now and then, whenever they wait for the disk.
+        None while ranks come up for a run: they leave a core idle now and then, whenever they wait for the disk.
         """
         if any(not run.is_up for run in self._running):
             self._leisure = cores.Leisure()
-            return False
-        return (not self._running and not self._sets) or self._leisure.look()
+            return 0
+        return 1 if not self._running and not self._sets else self._leisure.look()
 
     def _to_preload(self) -> list[str]:
         wanted = self._wanted_modules

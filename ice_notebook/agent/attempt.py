@@ -165,6 +165,7 @@ class RankContext:
     def _make_way(self) -> None:
         """Begin with the ranks of the next attempt: they import torch while the old ones are ended."""
         with self._io.condition:
+            self._io.is_waited_for = True
             self._io.start_ranks(len(self._ranks) - self._io.unplaced)
 
     # ---- steps

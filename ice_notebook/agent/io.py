@@ -56,6 +56,7 @@ class AgentIO(threading.Thread):
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
         self.is_waited_for = preparation.is_at_once  # somebody waits for ranks that get ready
+        self.at_a_time = preparation.at_a_time  # of those that nobody waits for; 0: all
         self.condition = threading.Condition()  # an RLock underneath: those who hold it may record
         self.ranks: list[RankProcess] = []  # living, or dead and not yet reaped
         self.stop: StopRequest | None = None
@@ -215,8 +216,12 @@ class AgentIO(threading.Thread):
 
     def _on_wake(self) -> None:
         os.read(self._wake_reader, 4096)
-        while self._being_started:
+        while self._being_started and self._may_start_another():
             self._start_rank()
+
+    def _may_start_another(self) -> bool:
+        n_starting = sum(rank.stage is Stage.STARTING and not rank.has_exited for rank in self.ranks)
+        return self.is_waited_for or not self.at_a_time or n_starting < self.at_a_time
 
     def _start_rank(self) -> None:
         # Held all the time: whoever is about to end all ranks must not miss one that is just being started.
@@ -257,6 +262,11 @@ class AgentIO(threading.Thread):
                 self.outbox.post("taken")
             elif frame.kind == "settled":
                 self.begin(self._offered)
+            elif frame.kind == "hurry":
+                with self.condition:
+                    self.at_a_time = 0
+                    self.condition.notify_all()
+                self._wake()
             elif frame.kind == "preload":
                 self._preload(frame.fields["modules"])
             elif frame.kind == "stop":
@@ -320,6 +330,7 @@ class AgentIO(threading.Thread):
             rank.stage = Stage.READY
             told = p.decode(frame.body, p.Readiness)
             rank.readiness = told if rank.readiness is None else p.Readiness.of([rank.readiness, told])
+            self._wake()  # the next may start
             if self.is_standing_by and self.are_ready:
                 self.post_ready()
         elif frame.kind == "accepted":

@@ -21,9 +21,10 @@ class Spares(threading.Thread):
 
     def run(self) -> None:
         """Start them once."""
-        if cores.wait_for_leisure(self._over.wait, MOST_WAIT_S):
+        if n_cores := cores.wait_for_leisure(self._over.wait, MOST_WAIT_S):
             with self._io.condition:
                 if not self._io.is_ending:
+                    self._io.at_a_time = n_cores
                     self._io.start_ranks(self._count - self._io.unplaced)
 
     def cancel(self) -> None:

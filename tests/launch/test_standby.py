@@ -256,6 +256,35 @@ def test_a_slow_name_service_is_not_asked(launch, tmp_path, monkeypatch):
     assert not asked.exists()
 
 
+def test_beside_a_run_as_many_get_ready_at_a_time_as_cores_are_idle_and_after_it_all(start, standby, tmp_path, monkeypatch):
+    begun, gate, end = tmp_path / "begun", tmp_path / "gate", tmp_path / "end"
+    (tmp_path / "takes_its_time.py").write_text(
+        f"import os, time\nwith open({str(begun)!r}, 'a') as file:\n    file.write('+')\n"
+        f"while not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: 1)
+    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 1)
+
+    def work() -> None:
+        import time
+
+        while not end.exists():
+            time.sleep(0.01)
+
+    begun.touch()
+    standing = standby()
+    run = start(work, preload="takes_its_time")
+    wait_until(lambda: begun.read_text())
+    assert len(ranks_of(standing)) == 1
+    end.touch()
+    wait_until(lambda: begun.read_text() == "++")
+    assert len(ranks_of(standing)) == 2
+    gate.touch()
+    wait_until(is_ready)
+    assert run.phase == "succeeded", run
+
+
 # ---- preloading ----------------------------------------------------------------------------------------------------------------------------
 
 
