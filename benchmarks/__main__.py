@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,9 @@ def _measure(bench: Bench, peer: Compared, scratch: Path, measured: defaultdict[
         facts = bench.measure(peer, scratch)
     except RuntimeError as error:  # a peer that fails or hangs, which accelerate does now and then, costs its own sample only
         print(f"{bench.name}: {peer.name}: {error}", file=sys.stderr)
+        return
+    except Exception:  # a fault of the bench: what others have measured in an hour is kept
+        traceback.print_exc()
         return
     for key, values in facts.items():
         measured[bench.name, key, peer.name] += values

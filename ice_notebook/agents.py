@@ -160,7 +160,7 @@ class ForkServer:
         self._pidfds: dict[int, int] = {}
         self._exit_codes: dict[int, int] = {}
         self._preload = set(preparation.preload)
-        self.readiness: p.Readiness | None = None  # None: it still imports
+        self.readiness: p.Readiness | None = None  # None: it imports
         self.is_gone = False
         self.refusal = ""  # why what it starts is not forked
         with theirs:
@@ -191,6 +191,7 @@ class ForkServer:
         added = [module for module in modules if module not in self._preload]
         if added:
             self._preload.update(added)
+            self.readiness = None
             with self._lock, contextlib.suppress(OSError):
                 self._channel.send("preload", modules=added)
 

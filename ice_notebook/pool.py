@@ -372,11 +372,17 @@ class Pool:
         return left_s if not self._running else IDLE_S
 
     def _add_preload(self) -> None:
+        """Have what stands by import what runs have imported: the fork server once, for all that it will fork."""
         modules = self._to_preload()
+        server = self._server if self._next is not None and wants_forks(self._next) else None
+        if server is not None:
+            server.add_preload(modules)
         for standby in [standby for standby in self._sets if standby.readiness is not None]:
-            standby.add_preload(modules)
-        if self._server is not None and self._next is not None and self._next.start_method == "forkserver":
-            self._server.add_preload(modules)
+            if server is None or server.refusal or not wants_forks(standby.preparation):
+                standby.add_preload(modules)
+            elif server.is_forking and not standby.preload.issuperset(modules):
+                self._sets.remove(standby)  # others come in its place, with the server's modules in their memory
+                standby.close()
 
     def _cores_to_spare(self) -> int:
         """Return how many cores are idle for another set; as soon as nothing of ours runs, the first set does not wait for one.

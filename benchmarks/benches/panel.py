@@ -192,7 +192,15 @@ _ROWS = (
 def _bench(name: str, rate: int) -> Bench:
     is_first = rate == min(RATES.values())
     about = _ABOUT if is_first else f"The same at {rate:,} lines a second."
-    return Bench(f"panel_{name}", f"In the page: {rate:,} lines a second", about, _ROWS, partial(measure, rate=rate), VIEWS)
+    return Bench(
+        name=f"panel_{name}",
+        title=f"In the page: {rate:,} lines a second",
+        about=about,
+        rows=_ROWS,
+        measure=partial(measure, rate=rate),
+        peers=VIEWS,
+        needs=("jupyterlab", "playwright", "pytest"),
+    )
 
 
 BENCHES = tuple(_bench(name, rate) for name, rate in RATES.items())

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from support import HANG_S, Kernel, left_of, wait_printed, wait_until
 
 from ice_notebook import agents, processes
 from ice_notebook.planning import make_preparation
-from ice_notebook.pool import Pool, pool
+from ice_notebook.pool import MEMORY_SHARE, RANK_BYTES, Pool, pool
 from ice_notebook.protocol import RankReplaced, RunBegun
 from ice_notebook.run import Run
 
@@ -31,8 +32,9 @@ def is_ready() -> bool:
 def standby(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
     """Return `standby(n=2)`, which waits until so many ranks stand by, and for nothing else to be there afterwards.
 
-    The pool is a new one: what launches of other tests have imported is not preloaded.
+    The pool is a new one: what launches of other tests have imported is not preloaded. It keeps one set: the machine is for what a test waits for.
     """
+    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 1)
     pool().stop()
     made = Pool()
     made.default = "auto"
@@ -89,6 +91,15 @@ def test_fewer_or_more_ranks_than_stand_by(launch, standby):
     assert three.phase == "succeeded"
     assert {rank for _, rank in three.results.values()} == {0, 1, 2}
     assert three.plan.start_note == "1 of 3 ranks stood by"
+
+
+def test_more_sets_follow_as_far_as_memory_allows(launch, standby, monkeypatch):
+    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 3)
+    assert launch(who, start_method="forkserver").phase == "succeeded"
+    wait_until(lambda: len(pool()._sets) == 3)
+    room = 2 * 3 * RANK_BYTES / MEMORY_SHARE  # for two sets of an agent and two ranks
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=room - 3 * 3 * RANK_BYTES))
+    assert pool()._most_sets() == 2
 
 
 # ---- dead, deaf, stopped -------------------------------------------------------------------------------------------------------------------
@@ -264,7 +275,6 @@ def test_beside_a_run_as_many_get_ready_at_a_time_as_cores_are_idle_and_after_it
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: 1)
-    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 1)
 
     def work() -> None:
         import time
@@ -294,23 +304,24 @@ def loaded(name: str) -> bool:
     return name in sys.modules
 
 
-def test_what_ranks_have_imported_the_next_ones_have_already(launch, standby):
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_what_ranks_have_imported_the_next_ones_have_already(launch, standby, method):
     def work() -> str:
         import sympy
 
         return sympy.__name__
 
     standby()
-    assert launch(work).phase == "succeeded"
+    assert launch(work, start_method=method).phase == "succeeded"
     wait_until(lambda: is_ready() and "sympy" in pool().describe())
     known = set(os.environ)
     assert all("PYTORCH_JIT" in each.readiness.environment for each in pool()._sets), "which torch looks for"
     assert not any({"XDG_CACHE_HOME", "ICE_NOTEBOOK_STANDBY"} & known & set(each.readiness.environment) for each in pool()._sets)
-    run = launch(loaded, "sympy")
+    run = launch(loaded, "sympy", start_method=method)
     assert dict(run.results) == {0: True, 1: True}
     assert run.plan.preloaded["sympy"] > 0
     wait_until(is_ready)
-    assert launch(work, preload="no").phase == "succeeded"
+    assert launch(work, preload="no", start_method=method).phase == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -426,7 +437,6 @@ def test_a_fork_server_that_dies_takes_no_run_along(start, launch, standby, numb
 
 def test_an_agent_that_the_fork_server_has_yet_to_fork_is_waited_for(start, launch, standby, monkeypatch):
     """The server imports what ranks have imported, say: nothing is wrong with what waits for it."""
-    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 1)
     launch(who, start_method="forkserver")
     wait_until(is_ready)
     server = pool()._server
