@@ -136,18 +136,20 @@ class ElasticLauncher(context.Context):
         ui = choose_ui(options.ui, waits=waits)
         with _prepare_run(options, task, name) as run:
             on_run(run)
+            wish, expects = _wish(options, run.plan), run.plan.may_stand_by and _is_another_likely()
             try:
                 agent, plan = pool().start(
-                    run.plan,
+                    run,
                     RunFolder(run.folder).write_plan,
-                    _wish(options, run.plan),
+                    wish,
                     uses=options.standby != "off",
+                    expects=expects,
                 )
             except OSError as error:
                 raise LaunchError.payload(error) from error
             run.start(agent, plan)
-        if run.plan.may_stand_by:
-            _prepare_next(options, run)
+        if expects:
+            pool().expect(run, wish)
         try:
             # After the start: agent and ranks import torch while widgets are imported here.
             view = open_view(run, ui, waits=waits)
@@ -241,12 +243,11 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask | ScriptT
         raise
 
 
-def _prepare_next(options: LaunchOptions, run: Run) -> None:
-    """Have ranks stand by for the next launch, where there will probably be one: not after the only launch of a program."""
+def _is_another_likely() -> bool:
+    """Return whether there will probably be another launch: not after the only one of a program."""
     global _launches  # noqa: PLW0603 - of this process
     _launches += 1
-    if _launches > 1 or notebook.current_shell() is not None or pool().is_on:
-        pool().expect(run, _wish(options, run.plan))
+    return _launches > 1 or notebook.current_shell() is not None or pool().is_on
 
 
 _launches = 0

@@ -170,12 +170,30 @@ class Pool:
 
     # ---- launches
 
-    def start(self, plan: p.Plan, write: Callable[[p.Plan], None], wish: Wish, *, uses: bool = True) -> tuple[AgentProcess, p.Plan]:
-        """Return an agent that does a plan, and the plan as it does it. `write` is called with that plan before anything runs.
+    def start(
+        self, run: Launched, write: Callable[[p.Plan], None], wish: Wish, *, uses: bool, expects: bool
+    ) -> tuple[AgentProcess, p.Plan]:
+        """Return an agent that does a run, and the plan as it does it. `write` is called with that plan before anything runs.
 
-        With `uses` it may be one that stands by, or come from the fork server; without, it does only if ranks are to be forked.
+        With `uses` it may be one that stands by, or come from the fork server; without, it does only if ranks are to be forked. With
+        `expects` `expect` is called for this run next: nothing gets ready for another one meanwhile.
         """
-        self._wanted_modules = wish.preload
+        with self._lock:
+            self._wanted_modules = wish.preload
+            if expects:
+                self._running.append(run)
+        try:
+            started = self._start(run.plan, write, uses=uses)
+        except BaseException:
+            with self._lock:
+                if expects:
+                    self._running.remove(run)
+            raise
+        if expects:
+            run.when_done(lambda: self._on_run_over(run))
+        return started
+
+    def _start(self, plan: p.Plan, write: Callable[[p.Plan], None], *, uses: bool) -> tuple[AgentProcess, p.Plan]:
         note = ""
         if uses and plan.may_stand_by:
             while (found := self._pick(plan)) is not None:
@@ -242,13 +260,10 @@ class Pool:
             return chosen, f"{there} of {plan.world_size} ranks stood by" if there < plan.world_size else ""
 
     def expect(self, run: Launched, wish: Wish) -> None:
-        """Have ranks stand by for a launch like this one, as soon as this one leaves a core idle or is over."""
+        """Have ranks stand by for a launch like this one, which was started so, as soon as it leaves a core idle or is over."""
         with self._lock:
             self._used_at = time.monotonic()
             self._expect_launches_of(p.replace(run.plan.preparation(), n_ranks=wish.n_ranks) if wish.n_ranks else None)
-            self._wanted_modules = wish.preload
-            self._running.append(run)
-        run.when_done(lambda: self._on_run_over(run))
         self._serve()
 
     def prepare(self, preparation: p.Preparation) -> None:

@@ -53,6 +53,7 @@ class Stream:
     rank: RankProcess
     files: list[int] = field(default_factory=list)  # descriptors, of the rank's output.log among others
     early: bytearray = field(default_factory=bytearray)  # printed before the rank had a place: kept for its log
+    mid_line_since: float | None = None  # when the line began that has not ended yet, on the monotonic clock
     slave: int = -1  # the other end, held until the rank has opened it: without a holder the terminal would read as hung up
 
     def release(self) -> None:

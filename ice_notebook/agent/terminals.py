@@ -15,6 +15,8 @@ PAUSE_S = 0.005
 _LITTLE_BYTES = 16 << 10
 # A terminal gives at most 4 KiB a read: with one read a turn, two ranks that flood would never give more than a little.
 _READS_A_TURN = 16
+# For the rest of a line that a rank has just begun in another stream: the system passes a terminal's bytes on a little late.
+_LINE_WAIT_S = 0.01
 # What a terminal can hold of a process that has ended is less than this; more comes from a child of it that goes on printing.
 _LEFT_READS = 64
 
@@ -59,6 +61,7 @@ class Terminals:
             if rank.rank < 0:
                 stream.early += output
                 return
+            stream.mid_line_since = None if output.endswith(b"\n") else time.monotonic()
             for fd in stream.files:
                 _write(fd, output)
             self._outbox.post_output(rank.attempt, rank.rank, output)
@@ -71,19 +74,23 @@ class Terminals:
                 self._end(stream)
 
     def _read(self, stream: Stream, reads: int) -> int:
-        chunks: list[bytes] = []
-        is_over = False
-        while len(chunks) < reads and not is_over:
-            output = read_terminal(stream)
-            is_over = output is None
-            if not output:
-                break
-            chunks.append(output)
-        if taken := b"".join(chunks):
+        taken, is_over = _read_some(stream, reads)
+        if taken:
+            self._finish_lines(stream)
             self.take(stream, taken)
         if is_over:
             self._end(stream)
         return len(taken)
+
+    def _finish_lines(self, stream: Stream) -> None:
+        """Take the rest of lines that a rank has begun in its other streams: it has written that before what was just read of this one."""
+        for other in stream.rank.streams:
+            if other is not stream and other.mid_line_since is not None:
+                poller = select.poll()
+                poller.register(other.fd, select.POLLIN)
+                poller.poll(1000 * max(0.0, other.mid_line_since + _LINE_WAIT_S - time.monotonic()))
+                if rest := _read_some(other, _READS_A_TURN)[0]:
+                    self.take(other, rest)
 
     def _end(self, stream: Stream) -> None:
         self._streams.pop(stream.fd, None)
@@ -91,6 +98,17 @@ class Terminals:
         with self._condition:
             stream.close()
             stream.rank.streams.remove(stream)
+
+
+def _read_some(stream: Stream, reads: int) -> tuple[bytes, bool]:
+    """Return what a terminal has, of so many reads, and whether it is closed on the other side."""
+    chunks: list[bytes] = []
+    while len(chunks) < reads:
+        output = read_terminal(stream)
+        if not output:
+            return b"".join(chunks), output is None
+        chunks.append(output)
+    return b"".join(chunks), False
 
 
 def _write(fd: int, output: bytes) -> None:

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,10 @@ class Seen:
 
 @pytest.fixture
 def launched(tmp_path: Path):
-    """Return `launched(by, *words)`, which launches in a folder with scripts, and waits."""
+    """Return `launched(*words, theirs="torchrun", more=())`, which launches in a folder with scripts, by them and at the same time by us.
+
+    It waits, and returns what became of theirs and of ours. `more` words are for ours alone.
+    """
     work = tmp_path / "work"
     package = work / "package"
     package.mkdir(parents=True)
@@ -68,7 +73,7 @@ def launched(tmp_path: Path):
     (package / "look.py").write_text(LOOK)
     (package / "__main__.py").write_text(LOOK)
 
-    def launch(by: str, *words: str) -> Seen:
+    def launch(by: str, words: Sequence[str]) -> Seen:
         folder = tmp_path / by
         folder.mkdir()
         command = [sys.executable, *LAUNCHERS[by], "--log-dir", str(folder / "logs"), *words]
@@ -78,7 +83,11 @@ def launched(tmp_path: Path):
         seen = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
         return Seen(done.returncode, done.stdout + done.stderr, seen, folder)
 
-    return launch
+    def launch_both(*words: str, theirs: str = "torchrun", more: Sequence[str] = ()) -> tuple[Seen, Seen]:
+        with ThreadPoolExecutor(2) as threads:
+            return tuple(threads.map(launch, (theirs, "ice_notebook"), (words, [*more, *words])))
+
+    return launch_both
 
 
 def contract(seen: dict[str, Any]) -> dict[str, str]:
@@ -105,8 +114,7 @@ def without_environment(seen: dict[str, Any]) -> dict[str, Any]:
     ids=lambda words: " ".join(words).replace(sys.executable, "python"),
 )
 def test_a_script_finds_what_it_finds_under_torchrun(launched, words):
-    theirs = launched("torchrun", "--nproc-per-node", "2", *words)
-    ours = launched("ice_notebook", "--nproc-per-node", "2", *words)
+    theirs, ours = launched("--nproc-per-node", "2", *words)
     assert (ours.status, sorted(ours.seen)) == (theirs.status, sorted(theirs.seen)), ours.shown
     assert ours.seen
     for rank, seen in ours.seen.items():
@@ -122,7 +130,7 @@ def test_a_script_finds_what_it_finds_under_torchrun(launched, words):
 
 def test_run_path_gives_the_script_its_name_and_arguments(launched, tmp_path):
     words = ["--nproc-per-node", "2", "--run-path", str(tmp_path / "work" / "look.py"), "--lr", "1"]
-    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    theirs, ours = launched(*words)
     for rank, seen in ours.seen.items():
         for key in ("argv", "file", "folder"):
             assert seen[key] == theirs.seen[rank][key]
@@ -132,7 +140,7 @@ def test_run_path_gives_the_script_its_name_and_arguments(launched, tmp_path):
 
 def test_the_old_launchers_local_rank_is_passed_too(launched):
     words = ["--nproc-per-node", "2", "look.py", "--lr", "1"]
-    theirs, ours = launched("launch", *words), launched("ice_notebook", "--use-env=false", *words)
+    theirs, ours = launched(*words, theirs="launch", more=["--use-env=false"])
     assert [seen["argv"] for seen in ours.seen.values()] == [seen["argv"] for seen in theirs.seen.values()]
     assert ours.seen["1.0"]["argv"] == ["look.py", "--local-rank=1", "--lr", "1"]
     assert ours.seen["1.0"]["environment"]["LOCAL_RANK"] == "1"
@@ -140,7 +148,7 @@ def test_the_old_launchers_local_rank_is_passed_too(launched):
 
 def test_a_failure_is_one_there_and_here_and_restarts_are_used_up(launched):
     words = ["--nproc-per-node", "2", "--max-restarts", "1", "look.py", "fail"]
-    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    theirs, ours = launched(*words)
     assert (ours.status, theirs.status) == (1, 1)
     assert sorted(ours.seen) == sorted(theirs.seen) == ["0.0", "0.1", "1.0", "1.1"]
     for shown in (ours.shown, theirs.shown):
@@ -157,7 +165,7 @@ def test_redirects_and_tee_leave_the_same_files_and_show_the_same(launched, redi
         return not std_of(redirects, rank) & std or bool(std_of(tee, rank) & std)
 
     words = ["--nproc-per-node", "4" if ":" in redirects else "1", "-r", redirects, "-t", tee, "talk.py"]
-    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    theirs, ours = launched(*words)
     assert (ours.status, theirs.status) == (0, 0), ours.shown
     assert files(ours) == files(theirs)
     n_ranks = 4 if ":" in redirects else 1
@@ -185,6 +193,6 @@ def said(seen: Seen) -> list[str]:
 @pytest.mark.parametrize("count", ["1", "3", "cpu", "gpu", "auto"])
 def test_ranks_are_counted_as_torchrun_counts_them(launched, count):
     words = ["--nproc-per-node", count, "look.py"]
-    theirs, ours = launched("torchrun", *words), launched("ice_notebook", *words)
+    theirs, ours = launched(*words)
     assert sorted(ours.seen) == sorted(theirs.seen)
     assert (ours.status == 0) == (theirs.status == 0)
