@@ -139,7 +139,7 @@ def take_stills(names: list[str]) -> None:
 
 def write(path: Path, png: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     picture.save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1000:.0f} kB")
 
@@ -182,7 +182,7 @@ def take_moving() -> None:
         page.run_cell(1, wait=False)
         page.wait_output(1, "epoch 0", 120)
         frames: list[bytes] = []
-        while not page.output(1).get_by_text("Succeeded", exact=True).count() and len(frames) < 200:
+        while not page.output(1).get_by_text("Succeeded").count() and len(frames) < 200:
             frames.append(page.cell(1).screenshot())
             page.page.wait_for_timeout(FRAME_S * 1000)
         page.wait_idle()
@@ -199,7 +199,7 @@ def write_moving(frames: list[bytes]) -> None:
     for picture in taken:
         canvas = Image.new("RGB", size, "white")
         canvas.paste(picture)
-        small = canvas.quantize(COLOURS // 2, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        small = canvas.quantize(COLOURS // 2, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         if not pictures or small.tobytes() != pictures[-1].tobytes():
             pictures.append(small)
     times = [round(SHOWN_S * 1000)] * (len(pictures) - 1) + [round(LAST_S * 1000)]
