@@ -244,7 +244,7 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask | ScriptT
 
 
 def _is_another_likely() -> bool:
-    """Return whether there will probably be another launch: not after the only one of a program."""
+    """Count this launch, and return whether there will probably be another one: not after the only one of a program."""
     global _launches  # noqa: PLW0603 - of this process
     _launches += 1
     return _launches > 1 or notebook.current_shell() is not None or pool().is_on

@@ -220,8 +220,9 @@ class AgentIO(threading.Thread):
             self._start_rank()
 
     def _may_start_another(self) -> bool:
-        n_starting = sum(rank.stage is Stage.STARTING and not rank.has_exited for rank in self.ranks)
-        return self.is_waited_for or not self.at_a_time or n_starting < self.at_a_time
+        with self.condition:
+            n_starting = sum(rank.stage is Stage.STARTING and not rank.has_exited for rank in self.ranks)
+            return self.is_waited_for or not self.at_a_time or n_starting < self.at_a_time
 
     def _start_rank(self) -> None:
         # Held all the time: whoever is about to end all ranks must not miss one that is just being started.
