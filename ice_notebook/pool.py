@@ -75,14 +75,19 @@ class Standby:
         self.readiness: p.Readiness | None = None  # None: it still imports
         self.is_spoiled = False
         self.is_gone = False
-        self._hurries = agent.preparation.at_a_time == 0
+        self._at_a_time = agent.preparation.at_a_time
 
-    def hurry(self) -> None:
-        """Have all its ranks get ready at the same time."""
-        if not self._hurries:
-            self._hurries = True
+    @property
+    def rests(self) -> bool:
+        """Return whether it was told to stop getting ready."""
+        return self._at_a_time == 0
+
+    def pace(self, at_a_time: int | None) -> None:
+        """Have so many of its ranks get ready at the same time; None: all."""
+        if self._at_a_time != at_a_time:
+            self._at_a_time = at_a_time
             with contextlib.suppress(OSError):  # gone: the next look sees it
-                self.agent.channel.send("hurry")
+                self.agent.channel.send("pace", at_a_time=at_a_time)
 
     def look(self) -> None:
         """Take what the agent has said, without waiting."""
@@ -176,12 +181,15 @@ class Pool:
         """Return an agent that does a run, and the plan as it does it. `write` is called with that plan before anything runs.
 
         With `uses` it may be one that stands by, or come from the fork server; without, it does only if ranks are to be forked. With
-        `expects` `expect` is called for this run next: nothing gets ready for another one meanwhile.
+        `expects` `expect` is called for this run next: nothing gets ready for another one until its ranks are at work and leave a core idle.
         """
         with self._lock:
             self._wanted_modules = wish.preload
             if expects:
                 self._running.append(run)
+                for standby in self._sets:
+                    if standby.readiness is None:
+                        standby.pace(0)
         try:
             started = self._start(run.plan, write, uses=uses)
         except BaseException:
@@ -364,9 +372,15 @@ class Pool:
             return None if self._server is None else IDLE_S  # a run of its may still be on
         if not self._running:
             for standby in self._sets:
-                standby.hurry()
+                standby.pace(None)
             self._add_preload()
         is_busy = any(standby.readiness is None for standby in self._sets)
+        if resting := [standby for standby in self._sets if standby.rests and standby.readiness is None]:
+            n_cores = self._cores_to_spare()
+            if not n_cores:
+                return cores.LOOK_S
+            for standby in resting:
+                standby.pace(n_cores)
         if not is_busy and len(self._sets) < self._most_sets():
             n_cores = self._cores_to_spare()
             if not n_cores:
@@ -375,7 +389,7 @@ class Pool:
                 self._next,
                 marker=processes.new_marker(),
                 preload=tuple(self._to_preload()),
-                at_a_time=n_cores if self._running else 0,
+                at_a_time=n_cores if self._running else None,
             )
             self._sets.append(Standby(self._new_agent(made)))
             is_busy = True

@@ -46,7 +46,7 @@ class Preparation(Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     start_method: str = "spawn"
     is_at_once: bool = False  # the plan follows at once
-    at_a_time: int = 0  # ranks that get ready at the same time as long as nobody waits for them; 0: all
+    at_a_time: int | None = None  # ranks that get ready at the same time as long as nobody waits for them; None: all
     is_for_script: bool = False  # its ranks import nothing before they run it
     preload: tuple[str, ...] = ()  # modules that ranks import besides torch
     kernel_pid: int

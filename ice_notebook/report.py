@@ -93,7 +93,7 @@ def rank_sentence(rank: RankState, root: int | None) -> str:
         if rank.value is None:
             return plain(rank.lost) or _ENDED_WELL
         return f"returned {_one_line(rank.value.text)}"
-    if rank.failure is not None and not _is_echo(rank, root):
+    if rank.failure is not None and not is_echo(rank, root):
         also = "failed" if root is None else "also failed"
         return f"{also}: {_one_line(failure_sentence(rank.rank, rank.failure).partition(': ')[2])}"
     if rank.phase is RankPhase.STOPPED or rank.failure is not None:
@@ -149,7 +149,8 @@ def _cause(state: RunState) -> tuple[int, Failure] | None:
     return cause_of(state.attempt)
 
 
-def _root(state: RunState) -> int | None:
+def root_of(state: RunState) -> int | None:
+    """Return the rank whose failure the run ended by; None when it ended by none."""
     cause = _cause(state)
     return None if cause is None else cause[0]
 
@@ -169,10 +170,15 @@ def _unnumbered(where: str) -> str:
     return "cell" if _CELL.fullmatch(where) else where
 
 
-def _is_echo(rank: RankState, root: int | None) -> bool:
+def is_echo(rank: RankState, root: int | None) -> bool:
     """Return whether a rank's failure came of another's, or of being stopped."""
     failure = rank.failure
     return failure is not None and rank.rank != root and (failure.is_communication or failure.type_name == "KeyboardInterrupt")
+
+
+def shown_phase(rank: RankState, root: int | None) -> RankPhase:
+    """Return what is said of a rank: one whose failure came of that of `root` was stopped by it."""
+    return RankPhase.STOPPED if is_echo(rank, root) else rank.phase
 
 
 def _one_line(text: str) -> str:
@@ -212,7 +218,7 @@ def format_text(plan: Plan, state: RunState) -> str:
 def _text_lines(plan: Plan, state: RunState) -> Iterator[str]:
     yield from restart_sentences(state)
     cause = _cause(state)
-    root = _root(state)
+    root = root_of(state)
     if state.phase is not Phase.SUCCEEDED:
         yield headline(plan, state)
     if cause is not None and cause[1].excerpt is not None:
@@ -266,7 +272,7 @@ def failure_lines(plan: Plan, state: RunState) -> tuple[str, list[str]]:
 
 
 def _others(state: RunState) -> list[str]:
-    root = _root(state)
+    root = root_of(state)
     return [_with_rank(rank, rank_sentence(rank, root)) for rank in _shown_ranks(state) if rank.rank != root] + _more_ranks(state)
 
 
@@ -344,11 +350,10 @@ def format_html(plan: Plan, state: RunState, tails: Mapping[int, Sequence[str]])
 
 
 def _table_html(state: RunState) -> list[str]:
-    root = _root(state)
+    root = root_of(state)
     rows = []
     for rank in _shown_ranks(state):
-        word = "stopped" if _is_echo(rank, root) else rank.phase.value
-        cells = (str(rank.rank), rank.device, word, _exit_words(state, rank, root))
+        cells = (str(rank.rank), rank.device, shown_phase(rank, root).value, _exit_words(state, rank, root))
         rows.append("<tr>" + "".join(f"<td>{_escaped(cell, 200)}</td>" for cell in cells) + "</tr>")
     if not rows:
         return []
@@ -361,7 +366,7 @@ def _exit_words(state: RunState, rank: RankState, root: int | None) -> str:
     """Return a rank's exit code, or its note. How a rank was stopped, by which signal, is a matter of chance and is not told."""
     if rank.note:
         return plain(rank.note)
-    failed = rank.failure is not None and not _is_echo(rank, root)
+    failed = rank.failure is not None and not is_echo(rank, root)
     code = rank.exit_code
     if failed and rank.failure is not None and rank.failure.exit_code is not None:
         code = rank.failure.exit_code  # a rank that raised may be ended by us while it still prints its traceback

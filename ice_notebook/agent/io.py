@@ -56,7 +56,7 @@ class AgentIO(threading.Thread):
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
         self.is_waited_for = preparation.is_at_once  # somebody waits for ranks that get ready
-        self.at_a_time = preparation.at_a_time  # of those that nobody waits for; 0: all
+        self.at_a_time = preparation.at_a_time  # so many that nobody waits for get ready, others rest; None: all do
         self.condition = threading.Condition()  # an RLock underneath: those who hold it may record
         self.ranks: list[RankProcess] = []  # living, or dead and not yet reaped
         self.stop: StopRequest | None = None
@@ -216,13 +216,23 @@ class AgentIO(threading.Thread):
 
     def _on_wake(self) -> None:
         os.read(self._wake_reader, 4096)
-        while self._being_started and self._may_start_another():
-            self._start_rank()
+        self._keep_pace()
 
-    def _may_start_another(self) -> bool:
+    def _keep_pace(self) -> None:
+        """Have as many ranks get ready as may at a time: of others those that have begun rest, and the rest is not started yet."""
         with self.condition:
-            n_starting = sum(rank.stage is Stage.STARTING and not rank.has_exited for rank in self.ranks)
-            return self.is_waited_for or not self.at_a_time or n_starting < self.at_a_time
+            n_left = None if self.is_waited_for else self.at_a_time
+            for rank in self.ranks:
+                is_starting = rank.stage is Stage.STARTING and not rank.has_exited
+                if is_starting and n_left == 0:
+                    rank.rest()
+                    continue
+                rank.go_on()
+                if is_starting and n_left is not None:
+                    n_left -= 1
+        while self._being_started and n_left != 0:
+            self._start_rank()
+            n_left = None if n_left is None else n_left - 1
 
     def _start_rank(self) -> None:
         # Held all the time: whoever is about to end all ranks must not miss one that is just being started.
@@ -263,11 +273,11 @@ class AgentIO(threading.Thread):
                 self.outbox.post("taken")
             elif frame.kind == "settled":
                 self.begin(self._offered)
-            elif frame.kind == "hurry":
+            elif frame.kind == "pace":
                 with self.condition:
-                    self.at_a_time = 0
+                    self.at_a_time = frame.fields["at_a_time"]
                     self.condition.notify_all()
-                self._wake()
+                self._keep_pace()
             elif frame.kind == "preload":
                 self._preload(frame.fields["modules"])
             elif frame.kind == "stop":
@@ -334,6 +344,9 @@ class AgentIO(threading.Thread):
             self._wake()  # the next may start
             if self.is_standing_by and self.are_ready:
                 self.post_ready()
+        elif frame.kind == "tied":
+            rank.is_tied = True
+            self._wake()  # it may have to rest
         elif frame.kind == "accepted":
             rank.stage = Stage.ACCEPTED
             for stream in rank.streams:

@@ -82,7 +82,7 @@ class Agent:
                     io.condition.wait_for(lambda: io.has_run)
             meeting = self._meet()
             with io.condition:  # its own import is one more, after those of the ranks
-                io.condition.wait_for(lambda: io.has_run or io.are_ready or not io.at_a_time)
+                io.condition.wait_for(lambda: io.has_run or io.are_ready or io.at_a_time is None)
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
 
             self._stand_by()

@@ -7,6 +7,7 @@ import enum
 import fcntl
 import os
 import pty
+import signal
 import socket
 import struct
 import subprocess
@@ -86,6 +87,8 @@ class RankProcess:
         self.terminal = Stream(terminal, self)
         self.streams = [self.terminal]
         self.stage = Stage.STARTING
+        self.is_tied = False  # it dies with the agent, whatever it does
+        self.is_resting = False  # we have stopped it for a while
         self.attempt = self.rank = self.local_rank = -1
         self.has_returned = False  # with a value or without one that could be written
         self.given: p.RankReturned | p.ValueLost | None = None  # by a script: its exit code will say whether it counts
@@ -122,6 +125,22 @@ class RankProcess:
     def has_reported_before_exit(self) -> bool:
         """Return whether the rank itself has said how its work ended."""
         return self.has_returned or self.is_stopped or self.failure is not None
+
+    def rest(self) -> None:
+        """Stop the process until it is to go on. One that would not die with the agent goes on: stopped, it would stay for ever."""
+        if self.is_tied and not self.is_resting and not self.has_exited:
+            self.is_resting = True
+            self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Have a process that rests go on."""
+        if self.is_resting:
+            self.is_resting = False
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            signal.pidfd_send_signal(self.pidfd, number)
 
     def open_stream(self) -> tuple[Stream, str]:
         """Return a second terminal for a teed stream, and the path by which the rank opens it."""

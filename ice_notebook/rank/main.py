@@ -58,6 +58,7 @@ def serve(settings: Settings, own_path: list[str], readiness: p.Readiness | None
     channel = Channel(socket.socket(fileno=settings.socket))
     sys.argv = [""]
     if readiness is None:
+        channel.send("tied")
         readiness = preloading.get_ready(settings.modules, settings.preload)
     try:
         channel.send("ready", p.encode(readiness))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ice_notebook.errors import join
 from ice_notebook.protocol import Failure, Plan
-from ice_notebook.report import join_command, reach_sentence, waiting_sentence
+from ice_notebook.report import cause_of, is_echo, join_command, reach_sentence, root_of, shown_phase, waiting_sentence
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
 VALUE_CHARACTERS = 4_000
@@ -23,7 +23,8 @@ PACKAGES_NAMED = 2
 def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
     """Return all that a page needs to draw a run, as plain JSON."""
     ranks = state.ranks
-    shown = [_rank(ranks[rank]) for rank in sorted(ranks)] or [
+    root = _root_so_far(state)
+    shown = [_rank(ranks[rank], root) for rank in sorted(ranks)] or [
         {"rank": rank.local_rank, "device": rank.device, "phase": "starting", "note": "", "pid": None} for rank in plan.ranks
     ]
     return {
@@ -46,7 +47,7 @@ def snapshot(plan: Plan, state: RunState, folder: Path) -> dict[str, Any]:
         "failures": [
             _failure(rank, failure, ranks[rank], state, is_root=i == 0) for i, (rank, failure) in enumerate(state.failures.items())
         ],
-        "ended_with_it": [rank for rank in sorted(ranks) if state.failures and ranks[rank].phase is RankPhase.STOPPED],
+        "ended_with_it": [rank for rank in sorted(ranks) if state.failures and shown_phase(ranks[rank], root) is RankPhase.STOPPED],
     }
 
 
@@ -137,10 +138,25 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
 
 
-def _rank(rank: RankState) -> dict[str, Any]:
-    code = rank.failure.exit_code if rank.failure and rank.failure.exit_code is not None else rank.exit_code
-    note = _exit_text(code).replace("exit code", "exit") if rank.failure else ""  # a chip has little room
-    return {"rank": rank.rank, "device": rank.device, "phase": rank.phase.value, "note": note or rank.note, "pid": rank.pid}
+def _root_so_far(state: RunState) -> int | None:
+    """Return the rank whose failure is the cause of the others', as far as is known while the run goes on."""
+    if state.phase.is_final or state.attempt is None:
+        return root_of(state)
+    cause = cause_of(state.attempt)
+    return None if cause is None else cause[0]
+
+
+def _rank(rank: RankState, root: int | None) -> dict[str, Any]:
+    failure = None if is_echo(rank, root) else rank.failure
+    code = failure.exit_code if failure and failure.exit_code is not None else rank.exit_code
+    note = _exit_text(code).replace("exit code", "exit") if failure else ""  # a chip has little room
+    return {
+        "rank": rank.rank,
+        "device": rank.device,
+        "phase": shown_phase(rank, root).value,
+        "note": note or rank.note,
+        "pid": rank.pid,
+    }
 
 
 def _exit_text(code: int | None) -> str:

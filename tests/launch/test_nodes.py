@@ -105,7 +105,7 @@ def meet() -> tuple[int, int, float]:
 
 
 def alone_or_wait(path: str) -> tuple[int, int]:
-    """Say who is there, and go on until a file is there."""
+    """Say who is there, and go on until all ranks know that a file is there: one that stopped by itself would fail the others."""
     import os
     import time
 
@@ -113,9 +113,11 @@ def alone_or_wait(path: str) -> tuple[int, int]:
     import torch.distributed as dist
 
     print(f"world {dist.get_world_size()} restarts {os.environ['TORCHELASTIC_RESTART_COUNT']}")
-    while not os.path.exists(path):
-        dist.all_reduce(torch.ones(1))
+    seen = torch.zeros(1)
+    while not seen:
         time.sleep(0.05)
+        seen = torch.tensor([float(os.path.exists(path))])
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
     return int(os.environ["RANK"]), dist.get_world_size()
 
 
@@ -409,7 +411,7 @@ def test_a_node_too_many_is_refused(start, join, tmp_path):
     assert (status, "The run refuses this node: The run has all the 2 nodes that it may have." in said) == (2, True), said
     end.touch()
     assert run.wait(HANG_S)
-    assert dict(run.results) == {0: (0, 2), 1: (1, 2)}
+    assert dict(run.results) == {0: (0, 2), 1: (1, 2)}, run
 
 
 def test_a_run_whose_nodes_do_not_come_says_so(launch):

@@ -8,9 +8,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from support import HANG_S, Kernel, left_of, wait_printed, wait_until
 
@@ -267,32 +269,73 @@ def test_a_slow_name_service_is_not_asked(launch, tmp_path, monkeypatch):
     assert not asked.exists()
 
 
-def test_beside_a_run_as_many_get_ready_at_a_time_as_cores_are_idle_and_after_it_all(start, standby, tmp_path, monkeypatch):
-    begun, gate, end = tmp_path / "begun", tmp_path / "gate", tmp_path / "end"
+@pytest.fixture
+def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A module `takes_its_time`, whose import notes in `begun` that it begins, and lasts until there is a `gate`; and how many cores are `idle`."""
+    made = SimpleNamespace(begun=tmp_path / "begun", gate=tmp_path / "gate", idle=1)
+    made.begun.touch()
     (tmp_path / "takes_its_time.py").write_text(
-        f"import os, time\nwith open({str(begun)!r}, 'a') as file:\n    file.write('+')\n"
-        f"while not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\n"
+        f"import os, time\nwith open({str(made.begun)!r}, 'a') as file:\n    file.write('+')\n"
+        f"while not os.path.exists({str(made.gate)!r}):\n    time.sleep(0.01)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: 1)
+    monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: made.idle)
+    return made
 
-    def work() -> None:
-        import time
 
-        while not end.exists():
-            time.sleep(0.01)
+def wait_for_ever() -> None:
+    import time
 
-    begun.touch()
+    while True:
+        time.sleep(0.01)
+
+
+def is_stopped(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+
+
+def test_beside_a_run_as_many_get_ready_at_a_time_as_cores_are_idle_and_after_it_all(start, standby, slow):
     standing = standby()
-    run = start(work, preload="takes_its_time")
-    wait_until(lambda: begun.read_text())
+    run = start(wait_for_ever, preload="takes_its_time")
+    wait_until(slow.begun.read_text)
     assert len(ranks_of(standing)) == 1
-    end.touch()
-    wait_until(lambda: begun.read_text() == "++")
+    run.kill()
+    wait_until(lambda: slow.begun.read_text() == "++")
     assert len(ranks_of(standing)) == 2
-    gate.touch()
+    slow.gate.touch()
     wait_until(is_ready)
-    assert run.phase == "succeeded", run
+
+
+@pytest.mark.parametrize("then", ["leisure", "the end of the run", "the end of its agent"])
+def test_what_gets_ready_rests_while_a_launch_may_need_the_cores(start, standby, slow, monkeypatch, then):
+    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 2)
+    n = 2 if then == "leisure" else 1
+    standing = standby(n)
+    runs = [start(wait_for_ever, n=n, preload="takes_its_time")]
+    wait_until(slow.begun.read_text)  # one set is ready, and a rank of another gets ready
+    slow.idle = 0
+    runs.append(start(wait_for_ever, n=n, preload="takes_its_time"))
+    assert wait_until(lambda: start_of(runs[1])) == ["standby"]
+    [rank] = ranks_of(standing)
+    wait_until(lambda: is_stopped(rank))
+    if then == "leisure":
+        slow.idle = 1
+        wait_until(lambda: not is_stopped(rank))
+        assert slow.begun.read_text() == "+"
+        last = start(who)
+        wait_until(lambda: slow.begun.read_text() == "++")
+        slow.gate.touch()
+        assert last.wait(HANG_S)
+        assert rank in {pid for pid, _ in last.results.values()}, last
+    elif then == "the end of the run":
+        for run in runs:
+            run.kill()
+        wait_until(lambda: not is_stopped(rank))
+        slow.gate.touch()
+        wait_until(is_ready)
+    else:
+        standing._sets[0].agent.kill()
+        wait_until(lambda: not psutil.pid_exists(rank))
 
 
 # ---- preloading ----------------------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,11 @@ def test_a_token_is_one_word_that_reads_back() -> None:
     assert text not in repr(TOKEN)
 
 
-@pytest.mark.parametrize("text", ["", "x", TOKEN.format()[:-4], TOKEN.format() + "AAAA", "é" * 64, "$" * 64])
+@pytest.mark.parametrize(
+    "text",
+    ["", "x", TOKEN.format()[:-4], TOKEN.format() + "AAAA", "é" * 64, "$" * 64],
+    ids=["empty", "short", "cut", "longer", "not ASCII", "not base64"],
+)
 def test_what_is_no_whole_token_is_refused(text: str) -> None:
     with pytest.raises(NodeError, match=f"and this one has {len(text)} characters"):
         parse_token(text)

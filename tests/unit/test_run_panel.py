@@ -429,7 +429,8 @@ def test_a_failure_names_the_root_first_with_its_lines():
     assert root["traceback"] == FAILURE.traceback
     assert (echo["rank"], echo["is_communication"], "traceback" in echo) == (0, True, False)
     assert found["banner"] == {"kind": "failed", "text": "Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero."}
-    assert [rank["note"] for rank in found["ranks"]] == ["exit 1", "exit 1", ""]
+    assert [(rank["phase"], rank["note"]) for rank in found["ranks"]] == [("stopped", ""), ("failed", "exit 1"), ("stopped", "")]
+    assert found["ended_with_it"] == [0, 2]
     assert found["folder"] == "/runs/x"
 
 
