@@ -85,11 +85,12 @@ class Agent:
                 io.condition.wait_for(lambda: io.has_run or io.are_ready or io.at_a_time is None)
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
 
+            early = None if io.has_run else elastic.get_ready()
             self._stand_by()
             meeting = meeting or self._meet()
             surroundings.take_environment(io.plan.environment)  # torch's agent hands some of its own on to ranks
             elastic.start_clock(io.plan, io)
-            outcome, reason, swept = elastic.run_elastic(io.plan, io, meeting)
+            outcome, reason, swept = elastic.run_elastic(io.plan, io, meeting, early)
         except Exception as error:
             traceback.print_exc()
             with io.condition:

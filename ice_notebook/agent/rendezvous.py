@@ -21,19 +21,32 @@ STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach
 LOOK_S = 2.0  # one try of it: the round may be over before
 
 
+class RoundStore:
+    """The server of a round's store. It listens on a socket of ours, because a plain `TCPStore(port=0)` listens on every interface of the machine."""
+
+    def __init__(self, address: str, port: int) -> None:
+        """Make it; port 0 lets the system choose."""
+        self.place = address, port
+        sock = listen(address, port)
+        self.port = int(sock.getsockname()[1])
+        self.server = dist.TCPStore(
+            address, self.port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
+        )  # the store closes the descriptor
+
+
 class FreshStoreRendezvous(RendezvousHandler):
     """One node, and a new TCPStore every round.
 
     torch's own handlers keep their store over restarts, and since 2.6 without a prefix for the attempt: the ranks of the next attempt
     find the addresses of dead ones in it (8 of 14 restarts failed or stalled for a minute with gloo).
-
-    The store listens on a socket of ours, because a plain `TCPStore(port=0)` listens on every interface of the machine.
     """
 
-    def __init__(self, run_id: str, address: str, port: int) -> None:
+    def __init__(self, run_id: str, address: str, port: int, early: RoundStore | None = None) -> None:
+        """`early` was made before there was a run: the first round has it if it is at the right place."""
         self._run_id = run_id
         self._address = address
         self._port = port
+        self._early = early
         self._store: dist.TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -47,12 +60,12 @@ class FreshStoreRendezvous(RendezvousHandler):
     def _make_store(self) -> int:
         """Make the round's store, and return its port."""
         self._store = None  # the old one must be closed first when the user has named the port
-        sock = listen(self._address, self._port)
-        port = int(sock.getsockname()[1])
-        self._store = dist.TCPStore(
-            self._address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
-        )  # the store closes the descriptor
-        return port
+        place = self._address, self._port
+        made, self._early = self._early, None
+        if made is None or made.place != place:
+            made = RoundStore(*place)
+        self._store = made.server
+        return made.port
 
     def get_backend(self) -> str:
         """Return the name of this rendezvous in torch's events."""

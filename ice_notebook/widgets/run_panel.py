@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import anywidget
+import ipywidgets
 import traitlets
 
 from ice_notebook.logs import Delta, RunLogs
@@ -103,7 +104,7 @@ class RunPanel(anywidget.AnyWidget):
         self._resends: list[float] = list(RESEND_S)
         self._sent_at = self._made
         self._ended_at: float | None = None
-        super().__init__(state=self._look(), kernel_id=kernel_id())
+        super().__init__(state=self._look(), kernel_id=kernel_id(), layout=_layout())
         keep_subshell(self.comm)
         self.on_msg(self._received)
 
@@ -336,3 +337,14 @@ _HANDLERS = {
 
 def _encoded(lines: Iterable[str]) -> bytes:
     return "\n".join(lines).encode(errors="replace")
+
+
+def _layout() -> ipywidgets.Layout:
+    """Return the layout of all panels: nobody sets it, and each of its own would be one more widget to send while a launch is on its way."""
+    global _shared_layout  # noqa: PLW0603 - of this kernel
+    if _shared_layout is None or _shared_layout.comm is None:  # none yet, or somebody has closed all widgets
+        _shared_layout = ipywidgets.Layout()
+    return _shared_layout
+
+
+_shared_layout: ipywidgets.Layout | None = None

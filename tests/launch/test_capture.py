@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -216,13 +215,15 @@ def test_a_big_tensor_is_written_once_mapped_by_every_rank_and_unlinked_when_it_
     assert int(big[0]) == 0
 
 
-def test_a_launch_that_is_refused_from_python_leaves_no_file_and_no_process(cache: Path):
+def test_a_launch_that_is_refused_from_python_leaves_no_file_and_no_process(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     guard = threading.Lock()
 
     def work():
         return guard
 
-    before = sorted(os.listdir(store.SHARED_MEMORY))
+    monkeypatch.setattr(store, "SHARED_MEMORY", tmp_path)
     threads = threading.active_count()
     launcher = ElasticLauncher("cpu:0-1", ui="none")
     with pytest.raises(
@@ -230,7 +231,7 @@ def test_a_launch_that_is_refused_from_python_leaves_no_file_and_no_process(cach
     ):
         launcher.start(work)
     assert not list(cache.rglob("*"))
-    assert sorted(os.listdir(store.SHARED_MEMORY)) == before
+    assert not list(tmp_path.iterdir())
     assert threading.active_count() == threads
     with pytest.raises(PayloadError, match=r"`args\[0\]` cannot be sent to the ranks: it is a lock"):
         launcher.start(print, guard)

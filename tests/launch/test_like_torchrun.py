@@ -25,7 +25,7 @@ CONTRACT = re.compile(r"(LOCAL_|GROUP_|ROLE_|)(RANK|WORLD_SIZE)|ROLE_NAME|MASTER
 ELSEWHERE = {"TORCHELASTIC_ERROR_FILE", "TORCHELASTIC_SIGNALS_TO_HANDLE"}  # the second is torchrun's word to itself
 
 LOOK = """\
-import json, os, sys
+import json, os, sys, time
 if __name__ == "__main__":
     seen = {
         "environment": dict(os.environ), "argv": sys.argv, "file": __file__, "path": sys.path, "folder": os.getcwd(),
@@ -34,11 +34,15 @@ if __name__ == "__main__":
         "names": sorted(globals()),
     }
     name = f"{os.environ['SEEN']}/{os.environ['RANK']}.{os.environ['TORCHELASTIC_RESTART_COUNT']}.json"
-    with open(name, "w") as file:
+    with open(name + ".part", "w") as file:
         json.dump(seen, file)
+    os.rename(name + ".part", name)
     if "fail_once" in sys.argv and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
         sys.exit(3)
     if "fail" in sys.argv:
+        others = [name.replace(f"/{os.environ['RANK']}.", f"/{rank}.") for rank in range(int(os.environ["WORLD_SIZE"]))]
+        while not all(os.path.exists(other) for other in others):
+            time.sleep(0.01)
         raise ValueError("bad loss")
 """
 TALK = """\
