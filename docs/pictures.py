@@ -157,16 +157,16 @@ from torch.nn.parallel import DistributedDataParallel
 def train(launcher):
     model = DistributedDataParallel(torch.nn.Linear(8, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    for epoch in launcher.progress(range(12), "epoch"):
+    for epoch in launcher.progress(range(8), "epoch"):
         points = torch.randn(64, 8)
         loss = (model(points).squeeze(1) - points.sum(1)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         print(f"epoch {epoch}  loss {loss.item():.4f}")
-        if epoch == 5 and launcher.rank == 1 and launcher.restart_count == 0:
+        if epoch == 3 and launcher.rank == 1 and launcher.restart_count == 0:
             raise ValueError("bad batch")
-        time.sleep(0.25)
+        time.sleep(0.8)
     return loss.item()
 """
 MOVING = "panel.gif"

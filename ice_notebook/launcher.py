@@ -258,7 +258,7 @@ def _wish(options: LaunchOptions, plan: p.Plan) -> Wish:
     standby = options.standby if options.standby != "auto" else pool().default
     n_ranks = {"auto": plan.world_size, "off": 0}.get(standby, standby) if isinstance(standby, str) else standby
     preload = {"auto": True, "no": False}.get(options.preload, ()) if isinstance(options.preload, str) else options.preload
-    return Wish(int(n_ranks), preload)
+    return Wish(int(n_ranks), plan.world_size if plan.max_restarts else 0, preload)
 
 
 _KINDS = {FunctionTask: "function", BodyTask: "body", ScriptTask: "script"}

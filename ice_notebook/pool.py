@@ -48,6 +48,7 @@ class Wish:
     """What is to stand by after a launch."""
 
     n_ranks: int  # 0: nothing
+    n_spares: int = 0  # more of them, with which a restart can begin at once
     preload: bool | tuple[str, ...] = True  # True: what ranks have imported lately
 
 
@@ -75,6 +76,7 @@ class Standby:
         self.readiness: p.Readiness | None = None  # None: it still imports
         self.is_spoiled = False
         self.is_gone = False
+        self.n_spares = 0  # ranks for a restart that it has beside those for a launch
         self._at_a_time = agent.preparation.at_a_time
 
     @property
@@ -88,6 +90,12 @@ class Standby:
             self._at_a_time = at_a_time
             with contextlib.suppress(OSError):  # gone: the next look sees it
                 self.agent.channel.send("pace", at_a_time=at_a_time)
+
+    def add_spares(self, count: int) -> None:
+        """Have it get more ranks ready, for a restart of the run that it will do. It can do one meanwhile."""
+        self.n_spares = count
+        with contextlib.suppress(OSError):  # gone: the next look sees it
+            self.agent.channel.send("spares", count=count)
 
     def look(self) -> None:
         """Take what the agent has said, without waiting."""
@@ -166,6 +174,7 @@ class Pool:
         self._early: frozenset[str] | None = None
         self._running: list[Launched] = []  # runs that are not over
         self._wanted_modules: bool | tuple[str, ...] = True
+        self._n_spares = 0  # that the first set is to have
         # What launches want that do not say: as `standby=`, for which the variable sets the default.
         self.default: int | str = "off" if os.environ.get(STANDBY_VARIABLE) == "off" else "auto"
         self._used_at = time.monotonic()
@@ -271,6 +280,7 @@ class Pool:
         """Have ranks stand by for a launch like this one, which was started so, as soon as it leaves a core idle or is over."""
         with self._lock:
             self._used_at = time.monotonic()
+            self._n_spares = wish.n_spares
             self._expect_launches_of(p.replace(run.plan.preparation(), n_ranks=wish.n_ranks) if wish.n_ranks else None)
         self._serve()
 
@@ -278,6 +288,7 @@ class Pool:
         """Have ranks stand by from now on."""
         with self._lock:
             self._used_at = time.monotonic()
+            self._n_spares = 0
             self._expect_launches_of(preparation)
         self._serve()
 
@@ -317,11 +328,12 @@ class Pool:
         """Return how it stands, in one line."""
         with self._lock:
             self._look()
+            self._wake()  # what has just been heard is the thread's business, which will not hear it any more
             ready = [standby for standby in self._sets if standby.readiness is not None]
             if not self._sets:
                 return "No ranks stand by." if self._next is None else "No ranks stand by yet."
-            n_ranks = sum(standby.preparation.n_ranks for standby in self._sets)
-            n_ready = sum(standby.preparation.n_ranks for standby in ready)
+            n_ranks = sum(standby.preparation.n_ranks + standby.n_spares for standby in self._sets)
+            n_ready = sum(standby.preparation.n_ranks + standby.n_spares for standby in ready)
             state = "getting ready" if not ready else "ready" if n_ready == n_ranks else f"{n_ready} of them ready"
             loaded = sorted({package for standby in ready for package in (standby.readiness or _NOTHING).preloaded})
             also = f", with {join(loaded, 'and')} loaded" if loaded else ""
@@ -398,6 +410,10 @@ class Pool:
             if not self._leisure.look():
                 return cores.LOOK_S
             self._server = self._new_server(self._next)
+        elif not is_busy and self._sets and self._may_have_spares(self._sets[0]):
+            if not self._cores_to_spare():
+                return cores.LOOK_S
+            self._sets[0].add_spares(self._n_spares)
         return left_s if not self._running else IDLE_S
 
     def _add_preload(self) -> None:
@@ -431,10 +447,22 @@ class Pool:
         return [module for module in modules if module.partition(".")[0] not in self._refused]
 
     def _most_sets(self) -> int:
+        return min(MOST_SETS, int(self._room() / self._set_bytes()))
+
+    def _may_have_spares(self, standby: Standby) -> bool:
+        """Return whether a set is to have ranks for a restart. Forked ones need no time to get ready."""
+        if not self._n_spares or standby.n_spares or wants_forks(standby.preparation):
+            return False
+        return len(self._sets) * self._set_bytes() + self._n_spares * RANK_BYTES <= self._room()
+
+    def _set_bytes(self) -> int:
         assert self._next is not None
-        size = (self._next.n_ranks + 1) * RANK_BYTES
-        room = psutil.virtual_memory().available + len(self._sets) * size
-        return min(MOST_SETS, int(room * MEMORY_SHARE / size))
+        return (self._next.n_ranks + 1) * RANK_BYTES
+
+    def _room(self) -> float:
+        """Return how many bytes all sets together may take."""
+        taken = len(self._sets) * self._set_bytes() + sum(standby.n_spares for standby in self._sets) * RANK_BYTES
+        return MEMORY_SHARE * float(psutil.virtual_memory().available + taken)
 
     def _look(self) -> None:
         """Take what agents and fork server have said, and put away what is of no use."""

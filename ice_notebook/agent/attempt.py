@@ -175,7 +175,6 @@ class RankContext:
         io = self._io
         has_waited = False
         with io.condition:
-            io.is_waited_for = True
             while True:
                 self._drop_dead_standbys()
                 io.start_ranks(count - io.unplaced)
@@ -183,7 +182,7 @@ class RankContext:
                 if len(ready) >= count:
                     io.is_waited_for = False
                     return ready[:count], not has_waited
-                has_waited = True
+                io.is_waited_for = has_waited = True
                 self._raise_if_stopped()
                 if io.error is not None:
                     raise RuntimeError(f"a rank cannot be started: {io.error}")

@@ -22,10 +22,9 @@ from ice_notebook import protocol as p
 from ice_notebook.agent.attempt import RankContext
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting, RunOverError
-from ice_notebook.agent.rendezvous import FreshStoreRendezvous, NodesRendezvous, RoundStore
+from ice_notebook.agent.rendezvous import EarlyStore, FreshStoreRendezvous, NodesRendezvous
 from ice_notebook.agent.round import RoundContext
 from ice_notebook.nodes import messages as m
-from ice_notebook.nodes.options import LOOPBACK
 
 LOST_WAIT_S = 15.0  # word of a node that has lost its power comes after about ten seconds
 TIMEOUT = "timeout"  # the reason of a stop by the clock, as the report knows it
@@ -34,7 +33,7 @@ TIMEOUT = "timeout"  # the reason of a stop by the clock, as the report knows it
 class IceAgent(LocalElasticAgent):
     """`LocalElasticAgent` with ranks that the io thread starts."""
 
-    def __init__(self, plan: p.Plan, io: AgentIO, meeting: Meeting | None = None, early: RoundStore | None = None) -> None:
+    def __init__(self, plan: p.Plan, io: AgentIO, meeting: Meeting | None = None, early: EarlyStore | None = None) -> None:
         api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
         place = plan.rdzv_id, plan.master_addr, plan.master_port
         rendezvous = FreshStoreRendezvous(*place, early)
@@ -124,14 +123,14 @@ class IceAgent(LocalElasticAgent):
         return "localhost"
 
 
-def get_ready() -> RoundStore:
-    """Do what takes time while nobody waits for it, and return the store that the first round of most runs can have."""
+def get_ready() -> EarlyStore:
+    """Do what takes time while nobody waits for it, and return the store that the run may have."""
     events.record(events.Event("ready", events.EventSource.AGENT))  # torch's log of events opens at the first one
-    return RoundStore(LOOPBACK, 0)
+    return EarlyStore()
 
 
 def run_elastic(
-    plan: p.Plan, io: AgentIO, meeting: Meeting | None = None, early: RoundStore | None = None
+    plan: p.Plan, io: AgentIO, meeting: Meeting | None = None, early: EarlyStore | None = None
 ) -> tuple[p.Outcome, str, int]:
     """Do the run under torch's agent, and return how it ended, why when no rank says so, and how many processes had to be swept."""
     agent = IceAgent(plan, io, meeting, early)

@@ -92,7 +92,9 @@ class AgentIO(threading.Thread):
             self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started, note=self._note))
             self.was_ready = self.is_standing_by and self.are_ready and len(self.ranks) >= plan.world_size
             self.has_run, self.is_standing_by = True, False
-            self.is_waited_for = True
+            self.is_waited_for = not self.was_ready
+            if self.was_ready:
+                self.at_a_time = 0  # ranks for a restart that still get ready rest until `Spares` finds a core for them
             self.start_ranks(plan.world_size - self.unplaced)
             self.condition.notify_all()
 
@@ -117,11 +119,11 @@ class AgentIO(threading.Thread):
 
     @property
     def are_ready(self) -> bool:
-        """Return whether all ranks that stand by are up."""
-        return len(self.ranks) >= self.preparation.n_ranks and all(rank.stage is Stage.READY for rank in self.ranks)
+        """Return whether as many ranks as were asked for are up; others, for a restart, may still get ready."""
+        return sum(rank.stage is Stage.READY and not rank.has_exited for rank in self.ranks) >= self.preparation.n_ranks
 
     def post_ready(self) -> None:
-        """Tell the kernel that all stand by, and what of the environment they have taken in."""
+        """Tell the kernel that ranks stand by, and what of the environment they have taken in."""
         told = [rank.readiness for rank in self.ranks if rank.readiness is not None]
         self.outbox.post("ready", p.encode(p.Readiness.of(told)))
 
@@ -278,6 +280,8 @@ class AgentIO(threading.Thread):
                     self.at_a_time = frame.fields["at_a_time"]
                     self.condition.notify_all()
                 self._keep_pace()
+            elif frame.kind == "spares":
+                self.start_ranks(frame.fields["count"])
             elif frame.kind == "preload":
                 self._preload(frame.fields["modules"])
             elif frame.kind == "stop":

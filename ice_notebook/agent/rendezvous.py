@@ -16,22 +16,35 @@ from ice_notebook.agent.meeting import Meeting
 from ice_notebook.nodes import messages as m
 from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.listening import listen
+from ice_notebook.nodes.options import LOOPBACK
 
 STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will
 LOOK_S = 2.0  # one try of it: the round may be over before
 
 
-class RoundStore:
-    """The server of a round's store. It listens on a socket of ours, because a plain `TCPStore(port=0)` listens on every interface of the machine."""
+def make_store(address: str, port: int) -> tuple[dist.TCPStore, int]:
+    """Return the server of a store, which ends with the last reference to it, and its port; port 0 lets the system choose.
 
-    def __init__(self, address: str, port: int) -> None:
-        """Make it; port 0 lets the system choose."""
-        self.place = address, port
-        sock = listen(address, port)
-        self.port = int(sock.getsockname()[1])
-        self.server = dist.TCPStore(
-            address, self.port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
-        )  # the store closes the descriptor
+    It listens on a socket of ours, because a plain `TCPStore(port=0)` listens on every interface of the machine.
+    """
+    sock = listen(address, port)
+    port = int(sock.getsockname()[1])
+    server = dist.TCPStore(
+        address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
+    )  # the store closes the descriptor
+    return server, port
+
+
+class EarlyStore:
+    """A store that is made before there is a run, where most runs want one: on loopback, with any port."""
+
+    def __init__(self) -> None:
+        self._made: tuple[dist.TCPStore, int] | None = make_store(LOOPBACK, 0)
+
+    def give(self, address: str, port: int) -> tuple[dist.TCPStore, int] | None:
+        """Hand it over to a run that wants one at this place; a run that wants another place ends it."""
+        made, self._made = self._made, None
+        return made if (address, port) == (LOOPBACK, 0) else None
 
 
 class FreshStoreRendezvous(RendezvousHandler):
@@ -41,12 +54,12 @@ class FreshStoreRendezvous(RendezvousHandler):
     find the addresses of dead ones in it (8 of 14 restarts failed or stalled for a minute with gloo).
     """
 
-    def __init__(self, run_id: str, address: str, port: int, early: RoundStore | None = None) -> None:
-        """`early` was made before there was a run: the first round has it if it is at the right place."""
+    def __init__(self, run_id: str, address: str, port: int, early: EarlyStore | None = None) -> None:
+        """The first round has the early store, if that is at the right place."""
         self._run_id = run_id
         self._address = address
         self._port = port
-        self._early = early
+        self._early = None if early is None else early.give(address, port)
         self._store: dist.TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -60,12 +73,9 @@ class FreshStoreRendezvous(RendezvousHandler):
     def _make_store(self) -> int:
         """Make the round's store, and return its port."""
         self._store = None  # the old one must be closed first when the user has named the port
-        place = self._address, self._port
         made, self._early = self._early, None
-        if made is None or made.place != place:
-            made = RoundStore(*place)
-        self._store = made.server
-        return made.port
+        self._store, port = made or make_store(self._address, self._port)
+        return port
 
     def get_backend(self) -> str:
         """Return the name of this rendezvous in torch's events."""

@@ -55,7 +55,7 @@ SETTINGS = {
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False},
 }
 START_S = 60.0
-WAIT_S = 30.0  # a hang limit, not a measure
+WAIT_S = 60.0  # a hang limit, not a measure
 # What a played run in a cell needs, see `fake_run`.
 SETUP = """
 %load_ext ice_notebook

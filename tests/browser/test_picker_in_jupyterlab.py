@@ -168,7 +168,7 @@ def test_a_kernel_that_cannot_hear_is_said_to_be_busy_and_the_click_is_not_lost(
     picker.wait_text("The kernel is busy. What you asked for is done as soon as it answers.")
     assert picker.box("cuda:7").is_checked()
     page.interrupt()
-    picker.wait_line("cuda:7", 15)
+    picker.wait_line("cuda:7")
     wait_until(lambda: not picker.root.get_by_text("The kernel is busy").is_visible(), page=page)
 
 
@@ -302,7 +302,7 @@ def test_a_restarted_kernel_is_told_and_nothing_can_be_pressed(open_notebook):
     picker.card("cuda:2").click()
     picker.wait_line("cuda:2")
     page.restart_kernel()
-    picker.wait_text(re.compile(r"The kernel is gone\. What is shown is from "), 15)
+    picker.wait_text(re.compile(r"The kernel is gone\. What is shown is from "))
     controls = picker.root.locator("button:visible:not(.ice-copy), input")
     assert all(control.is_disabled() for control in controls.all())
     assert picker.card("cuda:2").is_visible()
@@ -335,7 +335,7 @@ def test_a_notebook_that_is_opened_again_shows_a_saved_view_or_says_what_to_do(e
     page = open_notebook(name=name, app=app)
     if has_state:
         picker = Picker(page)
-        picker.wait_text(re.compile("A saved view: no kernel answers it"), 15)
+        picker.wait_text(re.compile("A saved view: no kernel answers it"))
         assert picker.box("cuda:0").is_disabled()
         assert not page.output(0).locator(".ice-devices-foot").is_visible()
     else:

@@ -312,6 +312,7 @@ def test_what_gets_ready_rests_while_a_launch_may_need_the_cores(start, standby,
     monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 2)
     n = 2 if then == "leisure" else 1
     standing = standby(n)
+    wait_until(lambda: len(standing._sets) == 2)
     runs = [start(wait_for_ever, n=n, preload="takes_its_time")]
     wait_until(slow.begun.read_text)  # one set is ready, and a rank of another gets ready
     slow.idle = 0
@@ -500,42 +501,60 @@ def test_an_agent_that_the_fork_server_has_yet_to_fork_is_waited_for(start, laun
 # ---- restarts ------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_restart_takes_spares_that_are_up(start):
-    def work(flag: str) -> int:
-        import os
-        import time
+def wait_at_rest(pids: set[int]) -> None:
+    """Wait until processes have imported torch, and do nothing any more."""
+    wait_until(lambda: all(processes.cpu_time(pid) > 0.5 for pid in pids))
+    settled = [0.0] * len(pids)
 
-        print("at work")
-        while os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-            if os.path.exists(flag):
-                raise ValueError("now")
-            time.sleep(0.01)
-        return os.getpid()
+    def at_rest() -> bool:
+        nonlocal settled
+        before, settled = settled, [processes.cpu_time(pid) for pid in pids]
+        time.sleep(0.3)
+        return before == settled
 
-    import tempfile
-    from pathlib import Path
+    wait_until(at_rest)
 
-    with tempfile.TemporaryDirectory() as folder:
-        flag = Path(folder) / "fail"
-        run = start(work, str(flag), max_restarts=1)
-        wait_printed(run, "at work")
-        wait_until(lambda: len(left_of(run.plan.marker)) == 5)  # agent, two ranks, two spares
-        spares = set(left_of(run.plan.marker)) - {rank.pid for rank in run.state.ranks.values()} - {run.state.agent_pid}
-        wait_until(lambda: all(processes.cpu_time(pid) > 0.5 for pid in spares))
-        settled = [0.0] * 2
 
-        def at_rest() -> bool:
-            nonlocal settled
-            before, settled = settled, [processes.cpu_time(pid) for pid in spares]
-            time.sleep(0.3)
-            return before == settled
+def fail_once(flag: str = "") -> int:
+    """Return who this is, in the second attempt; the first fails, when there is the file if one is named."""
+    import os
+    import time
 
-        wait_until(at_rest)
-        flag.touch()
-        assert run.wait(HANG_S)
+    print("at work")
+    while os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if not flag or os.path.exists(flag):
+            raise ValueError("now")
+        time.sleep(0.01)
+    return os.getpid()
+
+
+def test_a_restart_takes_spares_that_are_up(start, tmp_path):
+    flag = tmp_path / "fail"
+    run = start(fail_once, str(flag), max_restarts=1)
+    wait_printed(run, "at work")
+    wait_until(lambda: len(left_of(run.plan.marker)) == 5)  # agent, two ranks, two spares
+    spares = set(left_of(run.plan.marker)) - {rank.pid for rank in run.state.ranks.values()} - {run.state.agent_pid}
+    wait_at_rest(spares)
+    flag.touch()
+    assert run.wait(HANG_S)
     assert run.phase == "succeeded", run
     assert start_of(run)[1] == "standby"
     assert set(run.results.values()) == spares
+
+
+def test_a_run_that_fails_at_once_finds_spares_that_stood_by(launch, standby, monkeypatch):
+    monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: 1)
+    standing = standby(1)
+    launch(who, n=1, max_restarts=1)
+    wait_until(lambda: standing._sets and len(ranks_of(standing)) == 2)
+    waiting = set(ranks_of(standing))
+    wait_at_rest(waiting)
+    assert is_ready()
+    run = launch(fail_once, n=1, max_restarts=1)
+    assert run.phase == "succeeded", run
+    assert start_of(run) == ["standby", "standby"]
+    assert set(run.results.values()) < waiting
+    wait_until(lambda: not left_of(run.plan.marker))
 
 
 # ---- when they end -------------------------------------------------------------------------------------------------------------------------
