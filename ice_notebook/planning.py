@@ -191,5 +191,5 @@ def make_plan(
         umask=agents.current_umask(),
         interpreter=interpreter,
         kernel_pid=os.getpid(),
-        kernel_started=processes.start_time(os.getpid()) or 0.0,
+        kernel_started=processes.own_start_time(),
     )

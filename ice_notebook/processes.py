@@ -7,6 +7,7 @@ started for the run carries in the environment it was started with.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import signal
@@ -34,6 +35,16 @@ def start_time(pid: int) -> float | None:
         return float(psutil.Process(pid).create_time())
     except psutil.Error:
         return None
+
+
+def own_start_time() -> float:
+    """Return when this process started, in seconds since the epoch; 0 where nobody says."""
+    return _own_start_time(os.getpid())
+
+
+@functools.cache
+def _own_start_time(pid: int) -> float:  # a forked child has another pid
+    return start_time(pid) or 0.0
 
 
 def is_alive(pid: int, started: float) -> bool:

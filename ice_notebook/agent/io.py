@@ -52,6 +52,7 @@ class AgentIO(threading.Thread):
         self.preparation = preparation
         self._server = server  # which forks ranks; without one they are started afresh
         self._note = note
+        self._began = processes.own_start_time()
         self.has_run = False
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
@@ -88,8 +89,7 @@ class AgentIO(threading.Thread):
             self._journal = Journal(self.folder.journal_file)
             self._out_of_memory_kills = processes.out_of_memory_kills()
             self.on_run(self.folder)
-            started = processes.start_time(os.getpid()) or 0.0
-            self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=started, note=self._note))
+            self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=self._began, note=self._note))
             self.was_ready = self.is_standing_by and self.are_ready and len(self.ranks) >= plan.world_size
             self.has_run, self.is_standing_by = True, False
             self.is_waited_for = not self.was_ready

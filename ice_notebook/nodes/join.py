@@ -195,7 +195,7 @@ def _make_plan(theirs: p.Plan, resolved: devices.ResolvedDevices, run_id: str, f
         umask=agents.current_umask(),
         interpreter=agents.interpreter(),
         kernel_pid=os.getpid(),
-        kernel_started=processes.start_time(os.getpid()) or 0.0,
+        kernel_started=processes.own_start_time(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from typing import Any
@@ -11,6 +12,11 @@ def kernel_id() -> str:
     """Return the id under which the Jupyter server knows this kernel, or nothing where there is none."""
     if "ipykernel.kernelapp" not in sys.modules:  # importing it has effects on every widget of the process
         return ""
+    return _kernel_id()
+
+
+@functools.cache
+def _kernel_id() -> str:
     from ipykernel.connect import get_connection_file  # noqa: PLC0415
 
     try:

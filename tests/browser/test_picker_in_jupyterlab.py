@@ -8,13 +8,12 @@ import sys
 
 import nbformat
 import pytest
-from harness import unreadable, wait_until
+from harness import WAIT_S, unreadable, wait_until
 
 SETUP = "from recorded_machines import *\nfrom ice_notebook import DevicePicker"
 SHOW = f"{SETUP}\nsource = eight()\npicker = DevicePicker(source=source)\npicker"
 BLOCK = "import threading\ngate = threading.Event()\ngate.wait(30)"
 ORDER = ["cuda:0", "cuda:2", "cuda:7", "cuda:1", "cuda:3", "cuda:4", "cuda:5", "cuda:6"]  # free ones first
-SOON = 5.0
 
 
 class Picker:
@@ -37,12 +36,12 @@ class Picker:
     def order(self):
         return self.root.locator(".ice-card .ice-top b").all_inner_texts()
 
-    def wait_line(self, devices, timeout_s=SOON):
+    def wait_line(self, devices, timeout_s=WAIT_S):
         self.root.locator("code", has_text=re.compile(rf"^%%elastic_launch devices={re.escape(devices)}$")).wait_for(
             timeout=timeout_s * 1000
         )
 
-    def wait_text(self, text, timeout_s=SOON):
+    def wait_text(self, text, timeout_s=WAIT_S):
         self.root.get_by_text(text).locator("visible=true").first.wait_for(timeout=timeout_s * 1000)
 
 

@@ -12,7 +12,7 @@ import threading
 import pytest
 from support import left_of, wait_printed, wait_until
 
-from ice_notebook import ElasticLauncher, RunFailed
+from ice_notebook import ElasticLauncher, RunFailed, processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 END_S = 60.0
@@ -102,6 +102,9 @@ def test_what_ignores_the_signals_or_never_looks_is_killed_after_grace(start):
 
     run = start(work, n=3, dist_init="no", grace=3)
     wait_printed(run, "ready")
+    summing = run.state.ranks[2].pid
+    before = processes.cpu_time(summing)
+    wait_until(lambda: processes.cpu_time(summing) > before + 0.2)  # it has begun to
     run.stop()
     assert run.wait(END_S)
     assert (run.phase, left_of(run.plan.marker)) == ("stopped", [])
