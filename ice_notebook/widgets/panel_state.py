@@ -79,13 +79,14 @@ def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
     if state.phase is Phase.RESTARTING:
         return {"kind": "restarting", "text": f"{_sentence(_left(attempt))} All ranks are started again.".strip()}
     if waiting := waiting_sentence(plan, state):
-        said = [waiting, f"On each other node run: {join_command(plan, state)}", reach_sentence(state), *state.refused[-1:]]
-        return {"kind": "restarting", "text": " ".join(_sentence(text) for text in said if text)}
+        more = " ".join(_sentence(text) for text in (reach_sentence(state), *state.refused[-1:]) if text)
+        command = join_command(plan, state)  # a line of its own, which three clicks choose
+        return {"kind": "restarting", "text": f"{_sentence(waiting)} On each other node run:\n{command}\n{more}".strip()}
     if before is not None and not state.phase.is_final:
         return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}: {_left(before)}. All ranks were started again."}
     if not state.phase.is_final and plan.nodes is not None and 0 < len(state.present_nodes) < plan.nodes.most and state.meeting:
         here = f"{len(state.present_nodes)} of up to {plan.nodes.most} nodes are here"
-        return {"kind": "restarted", "text": f"{_sentence(here)} Others join with: {join_command(plan, state)}"}
+        return {"kind": "restarted", "text": f"{_sentence(here)} Others join with:\n{join_command(plan, state)}"}
     if before is not None:
         return {"kind": "restarted", "text": f"It took {len(state.attempts)} attempts. {_sentence(_left(before))}".strip()}
     if (note := plan.start_note or state.start_note) and not state.phase.is_final:
@@ -135,6 +136,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _sentence(text: str) -> str:
+    text = " ".join(text.split())
     return text[:1].upper() + text[1:].rstrip(".") + "." if text else ""
 
 

@@ -129,7 +129,7 @@ def test_a_function_runs_on_two_nodes_and_all_its_results_are_here(start, join):
     wait_until(lambda: run.state.meeting)
     waiting = banner(run.plan, run.state)
     assert waiting is not None
-    assert waiting["text"].startswith("Waiting for nodes: 1 of 2 is here. On each other node run: ICE_NOTEBOOK_TOKEN=")
+    assert waiting["text"].startswith("Waiting for nodes: 1 of 2 is here. On each other node run:\nICE_NOTEBOOK_TOKEN=")
     assert " python -m ice_notebook join 127.0.0.2:" in waiting["text"]
     other = join(run)
     assert run.wait(HANG_S)

@@ -44,12 +44,12 @@ def test_a_run_that_waits_says_for_how_many_and_who_was_refused() -> None:
     assert waiting_sentence(PLAN, history.state) == "waiting for nodes: 1 of 2 is here"
     history.add(p.NodeRefused, address="10.0.0.3", reason="It is a torchrun.")
     assert text_of_banner(history) == (
-        f"Waiting for nodes: 1 of 2 is here. On each other node run: {COMMAND}. "
+        f"Waiting for nodes: 1 of 2 is here. On each other node run:\n{COMMAND}\n"
         "Only this machine reaches 127.0.0.1: give master_addr an address of it to let others in. 10.0.0.3: It is a torchrun."
     )
     history.add(p.NodeJoined, node=1, name="other", n_ranks=1, devices="cpu:0")
     assert waiting_sentence(PLAN, history.state) == ""
-    assert text_of_banner(history) == f"2 of up to 3 nodes are here. Others join with: {COMMAND}"
+    assert text_of_banner(history) == f"2 of up to 3 nodes are here. Others join with:\n{COMMAND}"
 
 
 def test_the_text_view_says_each_thing_once_by_its_key() -> None:
