@@ -161,7 +161,7 @@ def test_a_failure_is_one_there_and_here_and_restarts_are_used_up(launched):
 
 @pytest.mark.parametrize(
     ("redirects", "tee"),
-    [("0", "3"), ("2", "1"), ("3", "3"), ("0:0,1:1,2:2,3:3", "0:3,1:0,2:1"), ("0:1,2:3", "1:3,2:2,3:1")],
+    [("0", "3"), ("1", "2"), ("2", "1"), ("3", "0"), ("3", "3"), ("0:0,1:1,2:2,3:3", "0:3,1:0,2:1"), ("0:1,2:3", "1:3,2:2,3:1")],
 )
 def test_redirects_and_tee_leave_the_same_files_and_show_the_same(launched, redirects, tee):
 
