@@ -416,7 +416,7 @@ class View {
     set(this.buttons[0], { hidden: !n });
     set(this.line, { textContent: state.text ? `%%elastic_launch devices=${state.text}` : '%%elastic_launch devices=…' });
     set(this.copy, { disabled: !state.text });
-    set(this.means, { textContent: meaning(state) });
+    set(this.means, { textContent: this.isSelected() ? 'The line is selected: copy it with Ctrl+C.' : meaning(state) });
     const told = news(this.last, state);
     if (told) set(this.said, { textContent: told });
     this.last = state;
@@ -460,7 +460,13 @@ class View {
     selection?.removeAllRanges();
     selection?.addRange(range);
     say('The line is selected: copy it with the keyboard.');
-    set(this.means, { textContent: 'The line is selected: copy it with Ctrl+C.' });
+    this.draw();
+  }
+
+  /** Whether the line is selected as `copyLine` selects it: whole, and until the person selects something else or the line changes. */
+  isSelected() {
+    const selection = getSelection();
+    return selection?.anchorNode === this.line && !selection.isCollapsed;
   }
 
   copied() {

@@ -248,13 +248,16 @@ def test_where_the_clipboard_is_closed_the_line_is_selected(shown):
     picker.card("cuda:2").click()
     picker.wait_line("cuda:2")
     page.page.evaluate("() => Object.defineProperty(navigator, 'clipboard', { value: undefined, configurable: true })")
-
-    def is_selected():
-        picker.button("Copy the line").click()
-        return picker.root.get_by_text("The line is selected: copy it with Ctrl+C.").is_visible()
-
-    wait_until(is_selected, page=page)  # the kernel's answer to the choice, which may still come, takes the words away
+    words = "The line is selected: copy it with Ctrl+C."
+    picker.button("Copy the line").click()
+    picker.wait_text(words)
     assert page.page.evaluate("() => String(getSelection())") == "%%elastic_launch devices=cuda:2"
+    page.execute("source.uses[source.machine.gpus[0].uuid] = use(100.0, 55, 60, 400, user('zoe', 99.0))")
+    picker.card("cuda:0").get_by_text("zoe").wait_for()  # what the kernel says meanwhile does not take the words away
+    picker.wait_text(words)
+    picker.card("cuda:3").click()
+    picker.wait_line("cuda:2,3")
+    assert not picker.root.get_by_text(words).is_visible(), "the line is another now, and is not selected"
     page.page.evaluate("() => { delete navigator.clipboard }")
 
 
