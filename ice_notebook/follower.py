@@ -23,6 +23,9 @@ from ice_notebook.store import RunFolder
 VIEW_INTERVAL_S = 0.1  # views are told of changes this often in the long run
 # After a pause so many times at once: a launch is half a dozen events in 50 ms, and its first line must not wait behind them.
 VIEW_BURST = 8
+# Views hear of a beginning with what else comes within this time, the first line say: each telling costs processors that ranks are about to use.
+GATHER_S = 0.02
+_BEGINNINGS = (p.RunBegun, p.AttemptBegun, p.RankRunning)
 ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
 EARLY_WAIT_S = 0.2  # the same before the first attempt, when nothing of the user's runs yet: importing torch deafens an agent
 LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
@@ -95,7 +98,7 @@ class Follower(threading.Thread):
         self._views: dict[View, float] = {}  # with the time at which each wants to be called again
         self._stop_reason = ""
         self._answer_until: float | None = None  # by when the agent must have answered, and then ended
-        self._has_news = True
+        self._news_due = 0.0  # when views are to be told of what is new
         self._small_reads = 0  # of the agent, since the views were told
         self._pace = Pace(VIEW_INTERVAL_S, VIEW_BURST)
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -149,7 +152,7 @@ class Follower(threading.Thread):
             selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
             if self._agent is not None:
                 selector.register(self._agent.channel, selectors.EVENT_READ, self._on_agent)
-            while self._agent is not None or self._has_news or self._next_call() is not None:
+            while self._agent is not None or self._news_due < _NEVER or self._next_call() is not None:
                 for key, _ in selector.select(self._select_timeout()):
                     if not key.data():
                         selector.unregister(key.fileobj)
@@ -161,7 +164,7 @@ class Follower(threading.Thread):
 
     def _on_wake(self) -> bool:
         os.read(self._wake_reader, 4096)
-        self._has_news = True
+        self._news_due = 0.0
         return True
 
     def _on_agent(self) -> bool:
@@ -172,12 +175,13 @@ class Follower(threading.Thread):
         except (EOFError, OSError):
             return False
         for frame in frames:
-            self._take_frame(frame)
+            is_beginning = self._take_frame(frame)
+            self._news_due = min(self._news_due, time.monotonic() + GATHER_S if is_beginning else 0.0)
         self._small_reads += sum(len(frame.body) for frame in frames) < LITTLE_BYTES
-        self._has_news = True
         return True
 
-    def _take_frame(self, frame: Frame) -> None:
+    def _take_frame(self, frame: Frame) -> bool:
+        """Take one thing that the agent says, and return whether it is a beginning."""
         if frame.kind == "output":
             attempt, rank, missed = frame.fields["attempt"], frame.fields["rank"], frame.fields["missed"]
             # The agent's last word on output that it left out comes alone: what follows the gap, a rank's last lines, is in the file.
@@ -188,11 +192,14 @@ class Follower(threading.Thread):
         elif frame.kind == "imported":
             self._run.take_imports(frame.fields["modules"])
         elif frame.kind == "event":
-            self._run.take_event(p.decode_event(frame.body))
+            event = p.decode_event(frame.body)
+            self._run.take_event(event)
+            return isinstance(event, _BEGINNINGS)
         elif frame.kind == "stopping":
             # Heard. The ladder has its own times; an agent that overstays them is killed as one that does not answer.
             with self._lock:
                 self._answer_until = time.monotonic() + self._run.plan.grace + LADDER_WAIT_S
+        return False
 
     def _check_answer(self) -> None:
         with self._lock:
@@ -217,7 +224,7 @@ class Follower(threading.Thread):
         with self._lock:
             self._agent = None
             self._answer_until = None
-        self._has_news = True
+        self._news_due = 0.0
         self._run.end()
         if has_said_how:
             agent.close(self._folder.agent_log)
@@ -240,15 +247,15 @@ class Follower(threading.Thread):
 
     def _select_timeout(self) -> float | None:
         moments = [moment for moment in (self._next_call(), self._answer_until) if moment is not None]
-        if self._has_news:
-            moments.append(self._pace.free_at)
+        if self._news_due < _NEVER:
+            moments.append(max(self._news_due, self._pace.free_at))
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 
     def _tell_views(self) -> None:
         now = time.monotonic()
-        is_news = self._has_news and now >= self._pace.free_at
+        is_news = now >= max(self._news_due, self._pace.free_at)
         if is_news:
-            self._has_news = False
+            self._news_due = _NEVER
             self._small_reads = 0
             self._pace.take(now)
         with self._lock:

@@ -386,35 +386,52 @@ class Pool:
             for standby in self._sets:
                 standby.pace(None)
             self._add_preload()
-        is_busy = any(standby.readiness is None for standby in self._sets)
-        if resting := [standby for standby in self._sets if standby.rests and standby.readiness is None]:
+        if (task := self._next_task()) is not None:
             n_cores = self._cores_to_spare()
             if not n_cores:
                 return cores.LOOK_S
-            for standby in resting:
-                standby.pace(n_cores)
-        if not is_busy and len(self._sets) < self._most_sets():
-            n_cores = self._cores_to_spare()
-            if not n_cores:
-                return cores.LOOK_S
-            made = p.replace(
-                self._next,
-                marker=processes.new_marker(),
-                preload=tuple(self._to_preload()),
-                at_a_time=n_cores if self._running else None,
-            )
-            self._sets.append(Standby(self._new_agent(made)))
-            is_busy = True
-        if not is_busy and self._sets and self._server is None:
-            # Its agents cost nothing, where each fresh one imports torch once more.
-            if not self._leisure.look():
-                return cores.LOOK_S
-            self._server = self._new_server(self._next)
-        elif not is_busy and self._sets and self._may_have_spares(self._sets[0]):
-            if not self._cores_to_spare():
-                return cores.LOOK_S
-            self._sets[0].add_spares(self._n_spares)
+            task(n_cores)
         return left_s if not self._running else IDLE_S
+
+    def _next_task(self) -> Callable[[int], None] | None:
+        """Return what comes next to have ready for later launches, to be called with the number of idle cores; None when all is there.
+
+        One thing at a time: whatever imports is seen through before another begins.
+        """
+        if any(standby.rests and standby.readiness is None for standby in self._sets):
+            return self._go_on
+        if any(standby.readiness is None for standby in self._sets):
+            return None
+        if len(self._sets) < self._most_sets():
+            return self._add_set
+        if not self._sets:
+            return None
+        if self._server is None:
+            return self._start_server
+        return self._add_spares if self._may_have_spares(self._sets[0]) else None
+
+    def _go_on(self, n_cores: int) -> None:
+        for standby in self._sets:
+            if standby.rests and standby.readiness is None:
+                standby.pace(n_cores)
+
+    def _add_set(self, n_cores: int) -> None:
+        assert self._next is not None
+        made = p.replace(
+            self._next,
+            marker=processes.new_marker(),
+            preload=tuple(self._to_preload()),
+            at_a_time=n_cores if self._running else None,
+        )
+        self._sets.append(Standby(self._new_agent(made)))
+
+    def _start_server(self, _n_cores: int) -> None:
+        """Have agents forked from now on: they cost nothing, where each fresh one imports torch once more."""
+        assert self._next is not None
+        self._server = self._new_server(self._next)
+
+    def _add_spares(self, _n_cores: int) -> None:
+        self._sets[0].add_spares(self._n_spares)
 
     def _add_preload(self) -> None:
         """Have what stands by import what runs have imported: the fork server once, for all that it will fork."""

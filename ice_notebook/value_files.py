@@ -29,6 +29,7 @@ ALIGNMENT = 64  # what torch and numpy align to for their vector instructions
 BATCH = 512  # buffers in one write call, below IOV_MAX
 HEADROOM_BYTES = 64 << 20  # left free in shared memory, which NCCL and DataLoader workers need as well
 HEADROOM_SHARE = 0.05  # the same for a small one: a container's has 64 MiB in all
+SMALL_BYTES = 1 << 20  # the system takes up to a millisecond to say how much memory it has: not asked for so little
 
 _MAGIC = b"ICEVAL01"
 _FOOTER = struct.Struct("<QQQ8s")  # bytes of the stream, buffers, segments, magic
@@ -156,8 +157,11 @@ def fits_shared_memory(size_bytes: int, folder: str) -> bool:
     except OSError:
         return False
     headroom = min(HEADROOM_BYTES, int(found.f_blocks * found.f_frsize * HEADROOM_SHARE))
-    # Shared memory is memory: a file that its file system would take can still be more than the machine has.
-    return size_bytes + headroom <= min(found.f_bavail * found.f_frsize, _free_memory())
+    room = found.f_bavail * found.f_frsize
+    if size_bytes > SMALL_BYTES:
+        # Shared memory is memory: a file that its file system would take can still be more than the machine has.
+        room = min(room, _free_memory())
+    return size_bytes + headroom <= room
 
 
 def _free_memory() -> int:

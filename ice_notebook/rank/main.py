@@ -60,6 +60,7 @@ def serve(settings: Settings, own_path: list[str], readiness: p.Readiness | None
     if readiness is None:
         channel.send("tied")
         readiness = preloading.get_ready(settings.modules, settings.preload)
+    p.get_ready_for(p.Go)
     try:
         channel.send("ready", p.encode(readiness))
         while (frame := channel.receive()).kind == "preload":
@@ -80,6 +81,9 @@ class Rank:
         self._pid = os.getpid()
         self._is_asked_to_stop = False
         self._value_file: Path | None = None
+        self._begun = (
+            threading.Event()
+        )  # all ranks have accepted; until then one may be replaced, and none does anything of the user's
 
     def run(self) -> NoReturn:
         """Do the work and leave the process."""
@@ -89,8 +93,7 @@ class Rank:
                 self._become(self._go.script)
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._tell("accepted")  # from here on this process's end is the run's affair, and it may be asked to stop
-            self._channel.receive()  # the word to begin comes when all ranks have accepted
-            threading.Thread(target=self._watch_agent, name="ice-control", daemon=True).start()
+            threading.Thread(target=self._hear_agent, name="ice-control", daemon=True).start()
             code = self._work() if self._go.script is None else self._run_script(self._go.script)
         except BaseException as error:
             # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
@@ -130,12 +133,13 @@ class Rank:
         self._labels = surroundings.take_sources(go.sources)
         use_device(go.device)
         task = pickles.load(Path(go.payload), device=go.device)
-        self._channel.send("loaded")
         reporter.open(lambda bars: self._tell("progress", bars=bars))
         group = ProcessGroup()
         group.give_way()
         if go.dist_init:
             group.init(go.dist_backend)
+        self._begun.wait()
+        self._tell("loaded")
         try:
             value = task.run()
         except SystemExit as error:
@@ -158,6 +162,7 @@ class Rank:
         surroundings.quiet_prompts()
         reporter.open(lambda bars: self._tell("progress", bars=bars))
         script_result.open(self._return)
+        self._begun.wait()
         try:
             scripts.run(script, self._own_path)
         except SystemExit as error:
@@ -286,11 +291,12 @@ class Rank:
                 os.write(self._settings.acknowledge, b"!")
         raise KeyboardInterrupt
 
-    def _watch_agent(self) -> None:
-        """Take the whole process group along when the agent is gone; this process itself the system has been told to kill anyway."""
+    def _hear_agent(self) -> None:
+        """Hear the word to begin, then the agent's end, and take the whole process group along: this process the system kills anyway."""
         with contextlib.suppress(EOFError, OSError):
-            while True:
-                self._channel.receive()
+            self._channel.receive()
+            self._begun.set()
+            self._channel.receive()  # nothing more is said
         if os.getpid() == self._pid:
             os.killpg(os.getpgrp(), signal.SIGKILL)
 

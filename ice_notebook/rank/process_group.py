@@ -18,7 +18,6 @@ from torch.distributed.rendezvous import rendezvous
 
 _AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _PREFIX = "ice_notebook"
-_JOINED, _ALL_JOINED = "joined", "all joined"  # how many ranks have made our group, and that all have
 _JOIN_WAIT = dt.timedelta(seconds=60)  # ranks join within milliseconds of each other, on a loaded machine within seconds
 _original_init = dist.init_process_group
 _signature = inspect.signature(_original_init)
@@ -30,6 +29,7 @@ class ProcessGroup:
     def __init__(self) -> None:
         self._is_ours = False
         self._store: Any = None
+        self._joined: list[str] = []  # a key for each rank that has made our group
         self._agents_address = _address()
         self._made: collections.Counter[int] = collections.Counter()  # the user's groups in the agent's store, by their world size
 
@@ -39,11 +39,11 @@ class ProcessGroup:
         It lives under a prefix of its own in the agent's store: a second group that the user makes after it would read its keys.
         """
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        world_size = int(os.environ["WORLD_SIZE"])
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._store = dist.PrefixStore(_PREFIX, store)
-        _original_init(backend, store=self._store, rank=int(os.environ["RANK"]), world_size=world_size)
-        if self._store.add(_JOINED, 1) == world_size:
-            self._store.set(_ALL_JOINED, "")
+        _original_init(backend, store=self._store, rank=rank, world_size=world_size)
+        self._joined = [f"joined/{each}" for each in range(world_size)]
+        self._store.set(self._joined[rank], "")
         self._is_ours = True
 
     def destroy(self) -> None:
@@ -70,7 +70,7 @@ class ProcessGroup:
         "Connection closed by peer".
         """
         with contextlib.suppress(dist.DistError):  # one never came, or the store is gone: that is told by whoever failed
-            self._store.wait([_ALL_JOINED], _JOIN_WAIT)
+            self._store.wait(self._joined, _JOIN_WAIT)
 
     def give_way(self) -> None:
         """Have `init_process_group`, called by the user's function or a library, take our group down first.

@@ -135,6 +135,18 @@ def test_a_deaf_standby_rank_is_replaced_and_has_not_begun(launch, standby):
     assert run.state.ranks[replaced.rank].pid == replaced.pid == run.results[replaced.rank][0]
 
 
+def test_no_function_begins_while_a_rank_is_replaced(launch, standby):
+    def begin() -> float:
+        import time
+
+        return time.time()
+
+    os.kill(ranks_of(standby())[1], signal.SIGSTOP)
+    run = launch(begin, dist_init=False)
+    (replaced,) = [event for event in run._folder.read_events() if isinstance(event, RankReplaced)]
+    assert min(run.results.values()) > replaced.at, "the other rank is ready long before, and waits"
+
+
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL], ids=["stopped", "killed"])
 def test_an_agent_that_does_not_answer_is_replaced_with_all_that_it_had(launch, standby, number):
     chosen = standby(1)._sets[0]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
 
-from ice_notebook.follower import END_BYTES, Follower, Pace
+from ice_notebook import protocol as p
+from ice_notebook.follower import END_BYTES, GATHER_S, Follower, Pace
 from ice_notebook.frames import Frame
 from ice_notebook.logs import RunLogs
 from ice_notebook.store import RunFolder
@@ -43,6 +47,21 @@ class Heard:
     def __init__(self, folder):
         self.plan = type("Plan", (), {"run_id": "heard"})()
         self.logs = RunLogs(folder.output_log)
+        self.events = []
+
+    def take_event(self, event):
+        self.events.append(event)
+
+
+class Told:
+    """A view that notes what there was to show whenever it was told."""
+
+    def __init__(self, run):
+        self.run = run
+        self.looks = []
+
+    def update(self):
+        self.looks.append((len(self.run.events), self.run.logs.tail(0, 1)))
 
 
 def output(missed, body=b""):
@@ -64,3 +83,30 @@ def test_a_ranks_last_words_are_shown_although_the_agent_could_not_send_them(tmp
     chunks = run.logs.since({}).chunks
     assert chunks[-1].end == n_lines + 3, "all lines are counted"
     assert len(rest) < END_BYTES or chunks[-1].first > 2, "and those that are not shown are a gap"
+
+
+def test_views_hear_of_a_beginning_with_the_first_line(tmp_path):
+    run = Heard(RunFolder(tmp_path))
+    frames = []
+    agent = SimpleNamespace(channel=SimpleNamespace(receive_ready=lambda: [frames.pop(0)]))
+    follower, view = Follower(run, RunFolder(tmp_path), agent), Told(run)
+    follower.subscribe(view)
+    follower._tell_views()
+    assert view.looks == [(0, [])]
+    frames += [Frame("event", {}, p.encode(p.RankRunning(at=1.0, attempt=0, rank=rank))) for rank in range(2)]
+    follower._on_agent()
+    follower._on_agent()
+    assert 0 < follower._select_timeout() <= GATHER_S
+    follower._news_due += 60  # as if no time passed from here on
+    follower._tell_views()
+    assert view.looks == [(0, [])]
+    frames.append(output(0, b"a line\r\n"))
+    follower._on_agent()
+    assert follower._select_timeout() == 0
+    follower._tell_views()
+    assert view.looks == [(0, []), (2, ["a line"])]
+    frames.append(Frame("event", {}, p.encode(p.RankRunning(at=1.0, attempt=0, rank=2))))
+    follower._on_agent()
+    follower._news_due = time.monotonic()  # nothing else came
+    follower._tell_views()
+    assert view.looks[2:] == [(3, ["a line"])]

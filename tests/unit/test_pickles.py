@@ -341,8 +341,8 @@ def test_shared_memory_keeps_headroom(monkeypatch, size, total, free, fits):
 
 
 def test_shared_memory_is_not_filled_beyond_the_machines_memory(monkeypatch):
-    monkeypatch.setattr(value_files, "_free_memory", lambda: 100)
-    assert not value_files.fits_shared_memory(101, os.curdir)
+    monkeypatch.setattr(value_files, "_free_memory", lambda: 10 << 20)
+    assert not value_files.fits_shared_memory((10 << 20) + 1, os.curdir)
 
 
 # ---- the notebook's own functions and classes --------------------------------------------------------------------------------------
