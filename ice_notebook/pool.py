@@ -19,7 +19,6 @@ from ice_notebook import cores, processes
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess, ForkedAgent, ForkServer
 from ice_notebook.errors import join
-from ice_notebook.frames import Channel
 
 STANDBY_VARIABLE = "ICE_NOTEBOOK_STANDBY"  # off: nothing stands by unless a launch or the magic asks for it
 IDLE_S = 600.0  # after so long without a launch they end
@@ -355,22 +354,24 @@ class Pool:
 
     def _run(self) -> None:
         while True:
-            with self._lock:
-                try:
-                    wait_s = self._step()
-                except OSError:  # no more processes, or no memory: launches start cold, and say what is wrong if they cannot either
-                    self.stop()
-                    wait_s = None
-                if wait_s is None:
-                    self._thread = None
-                    return
-                channels: list[Channel | ForkServer] = [standby.agent.channel for standby in self._sets]
-                channels += [self._server] if self._server is not None else []
             with selectors.DefaultSelector() as selector:
-                selector.register(self._wake_reader, selectors.EVENT_READ)
-                for channel in channels:
-                    with contextlib.suppress(ValueError, KeyError):  # taken meanwhile, and closed
-                        selector.register(channel, selectors.EVENT_READ)
+                with self._lock:
+                    try:
+                        wait_s = self._step()
+                    except (
+                        OSError
+                    ):  # no more processes, or no memory: launches start cold, and say what is wrong if they cannot either
+                        self.stop()
+                        wait_s = None
+                    if wait_s is None:
+                        self._thread = None
+                        return
+                    # Under the lock: a set that is taken now may be closed a moment later, and its descriptor be somebody else's.
+                    selector.register(self._wake_reader, selectors.EVENT_READ)
+                    for standby in self._sets:
+                        selector.register(standby.agent.channel, selectors.EVENT_READ)
+                    if self._server is not None:
+                        selector.register(self._server, selectors.EVENT_READ)
                 for key, _ in selector.select(wait_s):
                     if key.fileobj == self._wake_reader:
                         os.read(self._wake_reader, 4096)
