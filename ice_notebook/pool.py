@@ -358,9 +358,8 @@ class Pool:
                 with self._lock:
                     try:
                         wait_s = self._step()
-                    except (
-                        OSError
-                    ):  # no more processes, or no memory: launches start cold, and say what is wrong if they cannot either
+                    except OSError:
+                        # No more processes, or no memory: launches start cold, and say what is wrong if they cannot either.
                         self.stop()
                         wait_s = None
                     if wait_s is None:

@@ -81,9 +81,8 @@ class Rank:
         self._pid = os.getpid()
         self._is_asked_to_stop = False
         self._value_file: Path | None = None
-        self._begun = (
-            threading.Event()
-        )  # all ranks have accepted; until then one may be replaced, and none does anything of the user's
+        # All ranks have accepted. Until then one may still be replaced, and no function or script begins.
+        self._begun = threading.Event()
 
     def run(self) -> NoReturn:
         """Do the work and leave the process."""
