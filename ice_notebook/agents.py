@@ -140,9 +140,9 @@ class ForkedAgent(AgentProcess):
         if pidfd is None:
             return None
         try:
-            if not _is_readable_within(pidfd, _EXIT_WAIT_S):
+            if not is_readable_within(pidfd, _EXIT_WAIT_S):
                 self.kill()
-                _is_readable_within(pidfd, _EXIT_WAIT_S)
+                is_readable_within(pidfd, _EXIT_WAIT_S)
             return self._server.exit_code_of(self._ticket, _EXIT_WAIT_S)
         finally:
             os.close(pidfd)
@@ -188,12 +188,9 @@ class ForkServer:
 
     def add_preload(self, modules: Iterable[str]) -> None:
         """Have it import more, for all that it forks from then on."""
-        added = [module for module in modules if module not in self._preload]
-        if added:
-            self._preload.update(added)
-            self.readiness = None
-            with self._lock, contextlib.suppress(OSError):
-                self._channel.send("preload", modules=added)
+        with self._lock:
+            if ask_to_import(self._channel, self._preload, modules):
+                self.readiness = None
 
     def look(self, timeout_s: float = 0.0) -> bool:
         """Take what it has said, waiting for it if asked to; return whether it has said anything."""
@@ -268,27 +265,38 @@ def start_process(
     )
 
 
+def ask_to_import(channel: Channel, asked: set[str], modules: Iterable[str]) -> bool:
+    """Have a process of ours import what it has not been asked for before, and return whether that is anything."""
+    added = [module for module in modules if module not in asked]
+    asked.update(added)
+    if added:
+        with contextlib.suppress(OSError):  # gone: the next look sees it
+            channel.send("preload", modules=added)
+    return bool(added)
+
+
 def receive_until(channel: Channel, until: float) -> Frame | None:
     """Return the next frame, None when it does not begin to come in time."""
-    return channel.receive() if _is_readable_within(channel.fileno(), until - time.monotonic()) else None
+    return channel.receive() if is_readable_within(channel.fileno(), until - time.monotonic()) else None
 
 
 def has_ended_within(pid: int, timeout_s: float) -> bool:
     """Wait for the end of a child, which `Popen.wait` with a timeout does by looking up to 50 ms late."""
     pidfd = os.pidfd_open(pid)
     try:
-        return _is_readable_within(pidfd, timeout_s)
+        return is_readable_within(pidfd, timeout_s)
     finally:
         os.close(pidfd)
 
 
 def _wait_dead(pidfd: int, pid: int) -> None:
     until = time.monotonic() + _EXIT_WAIT_S
-    while not _is_readable_within(pidfd, _DEAD_LOOK_S) and processes.has_memory(pid) and time.monotonic() < until:
+    while not is_readable_within(pidfd, _DEAD_LOOK_S) and processes.has_memory(pid) and time.monotonic() < until:
         pass
 
 
-def _is_readable_within(descriptor: int, timeout_s: float) -> bool:
+def is_readable_within(descriptor: int, timeout_s: float) -> bool:
+    """Wait until a descriptor has something to be read, or its other end is closed; False when that does not come in time."""
     ready = select.poll()
     ready.register(descriptor, select.POLLIN)
     return bool(ready.poll(max(0.0, timeout_s) * 1000))

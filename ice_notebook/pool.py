@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.machinery
 import os
 import selectors
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from ice_notebook import cores, processes
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess, ForkedAgent, ForkServer
 from ice_notebook.errors import join
+from ice_notebook.standby import Standby, wants_forks, why_not
 
 STANDBY_VARIABLE = "ICE_NOTEBOOK_STANDBY"  # off: nothing stands by unless a launch or the magic asks for it
 IDLE_S = 600.0  # after so long without a launch they end
@@ -26,20 +26,6 @@ MOST_SETS = 4  # a set is an agent and its ranks; so many launches in quick succ
 RANK_BYTES = 256 << 20  # that a process which has imported torch may take
 MEMORY_SHARE = 0.25  # of the available memory that sets may take in all
 MOST_SPOILED = 3  # sets that are thrown away because of what they preloaded, until nothing is preloaded any more
-
-# Read when a process starts or a library is loaded, by C code among others, which nobody sees doing it.
-_EARLY_PREFIXES = (
-    *("PYTHON", "LD_", "MALLOC_", "GLIBC_", "LC_", "LANG"),
-    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "GOTO_", "BLIS_", "VECLIB_", "NUMEXPR_", "NPY_", "DNNL_", "ONEDNN_"),
-    *("TORCH_CPP_", "TORCH_SHOW_CPP_", "TORCH_USE_", "ATEN_"),
-)
-# Looked for by imports, and yet as good later: told to torch by its functions, sent along in another way, or read again when it counts
-# (CUDA_VISIBLE_DEVICES: seen on a GPU with torch 2.11).
-_LATE = frozenset(
-    {"OMP_NUM_THREADS", "TORCH_LOGS", "TORCH_DISTRIBUTED_DEBUG", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TZ"}
-    | {"PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES"}
-)
-_FOUND = ("torch", "numpy", "msgspec", "cloudpickle", "ice_notebook")  # packages that must be the launch's own
 
 
 @dataclass(frozen=True)
@@ -63,99 +49,6 @@ class Launched(Protocol):
 
     def when_done(self, callback: Callable[[], None]) -> None:
         """Have something called as soon as the run is over."""
-
-
-class Standby:
-    """A set that gets ready or is ready."""
-
-    def __init__(self, agent: AgentProcess) -> None:
-        self.agent = agent
-        self.preparation = agent.preparation
-        self.preload = set(agent.preparation.preload)
-        self.readiness: p.Readiness | None = None  # None: it still imports
-        self.is_spoiled = False
-        self.is_gone = False
-        self.n_spares = 0  # ranks for a restart that it has beside those for a launch
-        self._at_a_time = agent.preparation.at_a_time
-
-    @property
-    def rests(self) -> bool:
-        """Return whether it was told to stop getting ready."""
-        return self._at_a_time == 0
-
-    def pace(self, at_a_time: int | None) -> None:
-        """Have so many of its ranks get ready at the same time; None: all."""
-        if self._at_a_time != at_a_time:
-            self._at_a_time = at_a_time
-            with contextlib.suppress(OSError):  # gone: the next look sees it
-                self.agent.channel.send("pace", at_a_time=at_a_time)
-
-    def add_spares(self, count: int) -> None:
-        """Have it get more ranks ready, for a restart of the run that it will do. It can do one meanwhile."""
-        self.n_spares = count
-        with contextlib.suppress(OSError):  # gone: the next look sees it
-            self.agent.channel.send("spares", count=count)
-
-    def look(self) -> None:
-        """Take what the agent has said, without waiting."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.agent.channel, selectors.EVENT_READ)
-            try:
-                while not self.is_gone and selector.select(0):
-                    for frame in self.agent.channel.receive_ready():
-                        if frame.kind == "ready":
-                            self.readiness = p.decode(frame.body, p.Readiness)
-                        elif frame.kind == "spoiled":
-                            self.is_spoiled = True
-            except (EOFError, OSError):
-                self.is_gone = True
-
-    def add_preload(self, modules: Iterable[str]) -> None:
-        """Have its ranks import more."""
-        added = [module for module in modules if module not in self.preload]
-        if added:
-            self.preload.update(added)
-            self.readiness = None
-            with contextlib.suppress(OSError):  # gone: the next look sees it
-                self.agent.channel.send("preload", modules=added)
-
-    def why_not(self, wanted: p.Preparation, early: frozenset[str] | None) -> str:
-        """Return why a launch cannot use it that would be prepared so, in a few words; empty when it can."""
-        if self.preparation.start_method != "spawn" and wanted.start_method == "spawn":
-            return "start_method changed"
-        return why_not(self.preparation, wanted, early)
-
-    def close(self) -> None:
-        """End it, and whatever its imports may have started."""
-        self.agent.kill()
-        self.agent.close()
-        processes.sweep(self.preparation.marker)
-
-
-def wants_forks(asked: p.Plan | p.Preparation) -> bool:
-    """Return whether ranks are to be forked."""
-    return asked.start_method == "forkserver"
-
-
-def why_not(mine: p.Preparation, its: p.Preparation, early: frozenset[str] | None) -> str:
-    """Return why processes that got ready for one thing cannot be used for another, in a few words; empty when they can.
-
-    Args:
-        mine: what they were started with.
-        its: what a launch wants.
-        early: names of variables that imports have looked for; None when that is not known, and each may be one.
-    """
-    if mine.interpreter != its.interpreter:
-        return "another interpreter"
-    if mine.boot_path != its.boot_path and (elsewhere := _differing(_origins(mine.boot_path), _origins(its.boot_path))):
-        return f"sys.path finds another {join(elsewhere, 'and')}"
-    changed = [
-        name
-        for name in sorted({*mine.environment, *its.environment} - _LATE)
-        if mine.environment.get(name) != its.environment.get(name)
-        and (early is None or name in early or name.startswith(_EARLY_PREFIXES))
-    ]
-    return f"{join(changed, 'and')} changed" if changed else ""
 
 
 class Pool:
@@ -377,6 +270,10 @@ class Pool:
 
     def _step(self) -> float | None:
         """Do what is to be done now, and return after how many seconds to look again; None when nothing is left to see to."""
+        if any(not run.is_up for run in self._running):
+            # Nothing here may take a core from ranks that come up. They leave one idle now and then, whenever they wait for the disk.
+            self._leisure = cores.Leisure()
+            return cores.LOOK_S
         self._look()
         left_s = self._used_at + IDLE_S - time.monotonic()
         if self._next is None or (left_s <= 0 and not self._running):
@@ -447,13 +344,7 @@ class Pool:
                 standby.close()
 
     def _cores_to_spare(self) -> int:
-        """Return how many cores are idle for another set; as soon as nothing of ours runs, the first set does not wait for one.
-
-        None while ranks come up for a run: they leave a core idle now and then, whenever they wait for the disk.
-        """
-        if any(not run.is_up for run in self._running):
-            self._leisure = cores.Leisure()
-            return 0
+        """Return how many cores are idle for another set; as soon as nothing of ours runs, the first set does not wait for one."""
         return 1 if not self._running and not self._sets else self._leisure.look()
 
     def _to_preload(self) -> list[str]:
@@ -520,16 +411,3 @@ def pool() -> Pool:
 @functools.cache
 def _pool_of(_pid: int) -> Pool:
     return Pool()
-
-
-def _origins(path: tuple[str, ...]) -> dict[str, str | None]:
-    """Return where packages are found on a module path, without importing them."""
-    found = {}
-    for name in _FOUND:
-        spec = importlib.machinery.PathFinder.find_spec(name, list(path))
-        found[name] = None if spec is None else spec.origin
-    return found
-
-
-def _differing(one: dict[str, str | None], other: dict[str, str | None]) -> list[str]:
-    return [name for name in one if one[name] != other[name]]
