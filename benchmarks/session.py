@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-import queue
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -29,15 +30,36 @@ _SHUTDOWN_WAIT_S = 3.0  # a kernel that still waits for a hung launch does not h
 SETTLE_S = 0.5  # after the end of a cell: what is still on its way arrives, and teardown of the launch before is over
 
 
-@dataclass(frozen=True)
 class Message:
-    """A message that a client receives, with all the text in it that a page could show."""
+    """A message that a client receives. It is read when somebody asks: a client that reads takes processors from what it measures."""
 
-    at: float  # seconds since the epoch, as everything that ranks report
-    kind: str
-    text: str
-    size_bytes: int
-    made_at: float = 0.0  # by the kernel
+    def __init__(self, at: float, header: dict[str, Any], content: bytes, buffers: Sequence[bytes]) -> None:
+        self.at = at  # seconds since the epoch, as everything that ranks report
+        self.kind: str = header["msg_type"]
+        self.made_at = datetime.fromisoformat(header["date"]).timestamp()  # by the kernel
+        self._content = content
+        self._buffers = buffers
+
+    @functools.cached_property
+    def content(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self._content)
+        return content
+
+    @functools.cached_property
+    def text(self) -> str:
+        """All text in it that a page could show."""
+        content = self.content
+        if self.kind == "stream":
+            return str(content["text"])
+        if self.kind == "error":
+            return "\n".join([f"{content['ename']}: {content['evalue']}", *content["traceback"]])
+        if self.kind in {"comm_msg", "comm_open"}:
+            return "\n".join([json.dumps(content["data"]), *(buffer.decode(errors="replace") for buffer in self._buffers)])
+        return json.dumps(content.get("data", content))
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.text)
 
 
 @dataclass
@@ -152,19 +174,19 @@ class Session:
         self._manager.interrupt_kernel()
 
     def _receive(self, cell: Cell, request: str, timeout_s: float) -> None:
-        try:
-            message = self._client.get_iopub_msg(timeout=timeout_s)
-        except queue.Empty:
+        socket = self._client.iopub_channel.socket
+        assert socket is not None
+        if not socket.poll(1000 * timeout_s):
             return
         at = time.time()
-        kind, content = message["msg_type"], message["content"]
-        if kind == "status":
-            is_ours = message["parent_header"].get("msg_id") == request
-            if is_ours and content["execution_state"] == "idle":
-                cell.idle_at = at
-            return
-        text = _text_of(kind, content, message.get("buffers") or [])
-        cell.messages.append(Message(at, kind, text, len(text), message["header"]["date"].timestamp()))
+        _, (_signature, header, parent, _metadata, content, *buffers) = self._client.session.feed_identities(
+            socket.recv_multipart()
+        )
+        message = Message(at, json.loads(header), content, buffers)
+        if message.kind != "status":
+            cell.messages.append(message)
+        elif message.content["execution_state"] == "idle" and json.loads(parent).get("msg_id") == request:
+            cell.idle_at = at
 
     # ---- processes
 
@@ -198,17 +220,6 @@ def fresh(scratch: Path, setup: str) -> Iterator[Session]:
     with Session(scratch) as session:
         session.check(setup)
         yield session
-
-
-def _text_of(kind: str, content: dict[str, Any], buffers: list[Any]) -> str:
-    if kind == "stream":
-        return str(content["text"])
-    if kind == "error":
-        return "\n".join([f"{content['ename']}: {content['evalue']}", *content["traceback"]])
-    if kind in {"comm_msg", "comm_open"}:
-        parts = [json.dumps(content["data"]), *(bytes(buffer).decode(errors="replace") for buffer in buffers)]
-        return "\n".join(parts)
-    return json.dumps(content.get("data", content))
 
 
 __all__ = ["Cell", "Message", "Session", "Work", "fresh", "read_notes"]
