@@ -26,6 +26,12 @@ class Frame:
     body: bytes = b""
 
 
+def pack(kind: str, body: bytes | bytearray, fields: dict[str, Any]) -> bytes:
+    """Return a frame as it travels."""
+    header = msgspec.json.encode([kind, fields])
+    return b"".join((_HEAD.pack(len(header), len(body)), header, body))
+
+
 class Channel:
     """One end of a connection. Any thread may send; one thread receives."""
 
@@ -44,9 +50,20 @@ class Channel:
         Raises:
             OSError: the other side is gone.
         """
-        header = msgspec.json.encode([kind, fields])
+        self.send_packed(pack(kind, body, fields))
+
+    def send_packed(self, frame: bytes) -> None:
+        """Send a frame that is packed already, or the rest of one. Raises as `send`."""
         with self._sending:
-            self._socket.sendall(b"".join((_HEAD.pack(len(header), len(body)), header, body)))
+            self._socket.sendall(frame)
+
+    def send_at_once(self, frame: bytes) -> int:
+        """Send as much of a packed frame as the socket takes without waiting, and return how many bytes. Raises as `send`."""
+        with self._sending:
+            try:
+                return self._socket.send(frame, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return 0
 
     def send_descriptors(self, descriptors: Sequence[int]) -> None:
         """Send descriptors after a frame that announces them. One thread sends when there are any."""

@@ -1,4 +1,4 @@
-"""What the agent tells the kernel, without ever waiting for it: a thread sends, output is bounded, everything else is not dropped."""
+"""What the agent tells the kernel, without ever waiting for it: output is bounded, everything else is not dropped."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from ice_notebook.frames import Channel
+from ice_notebook.frames import Channel, pack
 
-OUTPUT_LIMIT_BYTES = (
-    512 << 10
-)  # beyond this the kernel is told only how much it missed: the log files have it all, and what comes is new
+# Beyond this the kernel is told only how much it missed: the log files have it all, and what comes is new.
+OUTPUT_LIMIT_BYTES = 512 << 10
 _COALESCED_BYTES = 1 << 20
 
 
@@ -23,13 +22,18 @@ class _Message:
 
 
 class Outbox(threading.Thread):
-    """Sends frames to the kernel in order."""
+    """Sends frames to the kernel in order: at once as long as the socket takes them, the rest in a thread, which alone may wait.
+
+    Were each frame the thread's, a launch would wait up to a millisecond for the interpreter's lock with each.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(name="ice-outbox", daemon=True)
         self._channel = channel
         self._queue: collections.deque[_Message] = collections.deque()
         self._changed = threading.Condition()
+        self._rest = b""  # of the frame that the socket has not taken whole
+        self._rest_output_bytes = 0  # that it holds of output
         self._output_bytes = 0
         self._missed: dict[tuple[int, int], int] = {}
         self._progress: dict[tuple[int, int], _Message] = {}  # the last that was queued of each rank
@@ -39,7 +43,12 @@ class Outbox(threading.Thread):
         """Queue a frame that must arrive."""
         with self._changed:
             self._queue.append(_Message(kind, bytearray(body), fields))
-            self._changed.notify()
+            self._send()
+
+    def post_later(self, kind: str, body: bytes = b"") -> None:
+        """Queue a frame that goes with the next one, which is about to come: the kernel has better to do than to wake up for it alone."""
+        with self._changed:
+            self._queue.append(_Message(kind, bytearray(body)))
 
     def post_output(self, attempt: int, rank: int, output: bytes) -> None:
         """Queue output of a rank; what does not fit is counted and the count sent later."""
@@ -56,7 +65,7 @@ class Outbox(threading.Thread):
                 last.body += output
                 return
             self._queue.append(_Message("output", bytearray(output), fields))
-            self._changed.notify()
+            self._send()
 
     def post_progress(self, attempt: int, rank: int, bars: Any) -> None:
         """Queue how far a rank is; what is still queued of it is replaced."""
@@ -68,7 +77,7 @@ class Outbox(threading.Thread):
                 return
             self._progress[source] = _Message("progress", bytearray(), {"attempt": attempt, "rank": rank, "bars": bars})
             self._queue.append(self._progress[source])
-            self._changed.notify()
+            self._send()
 
     def drain(self, timeout_s: float) -> None:
         """Wait until all is sent, the kernel is gone, or the time is over."""
@@ -76,31 +85,54 @@ class Outbox(threading.Thread):
             for (attempt, rank), missed in self._missed.items():
                 self._queue.append(_Message("output", bytearray(), {"attempt": attempt, "rank": rank, "missed": missed}))
             self._missed.clear()
-            self._changed.notify()
-            self._changed.wait_for(lambda: self._is_gone or not self._queue, timeout_s)
+            self._send()
+            self._changed.wait_for(lambda: self._is_gone or not (self._queue or self._rest), timeout_s)
 
     def run(self) -> None:
-        """Send until the kernel is gone."""
+        """Send what the socket does not take at once, until the kernel is gone."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue)
-                # It stays in the queue until it is sent: `drain` waits for that. A message that is being sent must not grow any more.
-                message = self._queue[0]
-                kind, message.kind = message.kind, ""
-                body = bytes(message.body)
+                self._changed.wait_for(lambda: self._rest or self._is_gone)
+                rest = self._rest
+            if self._is_gone:
+                return
             try:
-                self._channel.send(kind, body, **message.fields)
+                self._channel.send_packed(rest)
             except OSError:
                 with self._changed:
-                    self._is_gone = True
-                    self._queue.clear()
-                    self._changed.notify_all()
+                    self._lose_kernel()
                 return
             with self._changed:
-                self._queue.popleft()
-                if kind == "output":
-                    self._output_bytes -= len(body)
+                self._output_bytes -= self._rest_output_bytes
+                self._rest, self._rest_output_bytes = b"", 0
+                self._send()
                 self._changed.notify_all()
+
+    def _send(self) -> None:
+        """Send what is queued, as far as the socket takes it, and leave the rest to the thread."""
+        if self._is_gone:
+            self._queue.clear()
+        while self._queue and not self._rest:
+            message = self._queue.popleft()
+            frame = pack(message.kind, message.body, message.fields)
+            n_output = len(message.body) if message.kind == "output" else 0
+            message.kind = ""  # it is on its way, and must not change any more
+            try:
+                self._rest = frame[self._channel.send_at_once(frame) :]
+            except OSError:
+                self._lose_kernel()
+                return
+            if self._rest:
+                self._rest_output_bytes = n_output
+                self._changed.notify_all()
+            else:
+                self._output_bytes -= n_output
+
+    def _lose_kernel(self) -> None:
+        self._is_gone = True
+        self._queue.clear()
+        self._rest = b""
+        self._changed.notify_all()
 
     def _continues(self, last: _Message, source: tuple[int, int]) -> bool:
         return (last.fields["attempt"], last.fields["rank"]) == source and len(last.body) < _COALESCED_BYTES

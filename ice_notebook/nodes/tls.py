@@ -109,6 +109,10 @@ class TlsStream:
                     raise ConnectionAbortedError(errno.ECONNABORTED, str(error)) from error
             self._flush()
 
+    def send(self, data: bytes, flags: int) -> int:  # noqa: ARG002 - a socket's signature
+        """Take nothing at once: what is encrypted must be sent to its end."""
+        return 0
+
     def shutdown(self, how: int) -> None:
         """End the connection under whoever waits for it."""
         self._socket.shutdown(how)
