@@ -106,11 +106,11 @@ class Follower(threading.Thread):
     # ---- from other threads
 
     def subscribe(self, view: View) -> bool:
-        """Have a view told of changes from now on; False when this thread is over."""
+        """Have a view told of changes from now on, and soon of how all stands; False when this thread is over."""
         with self._lock:
             if self._wake_writer < 0:
                 return False
-            self._views[view] = 0.0
+            self._views[view] = time.monotonic() + GATHER_S
             self._wake()
         return True
 
@@ -164,7 +164,6 @@ class Follower(threading.Thread):
 
     def _on_wake(self) -> bool:
         os.read(self._wake_reader, 4096)
-        self._news_due = 0.0
         return True
 
     def _on_agent(self) -> bool:

@@ -37,7 +37,7 @@ class Run:
         self._folder = folder
         self._state = RunState()
         self._changed = threading.Condition()
-        self._is_done = False
+        self._over = threading.Event()  # apart from other changes: the cell that waits is not woken for each of them
         self._callbacks: list[Callable[[], None]] = []
         self.imports: dict[str, None] = {}  # installed modules that ranks have imported, in that order
         self._follower: Follower | None = None
@@ -97,12 +97,11 @@ class Run:
 
     def done(self) -> bool:
         """Return whether the run is over and none of its processes is left."""
-        return self._is_done
+        return self._over.is_set()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the run is over, `timeout` seconds at most, and return whether it is. Never raises for how it ended."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._is_done, timeout)
+        return self._over.wait(timeout)
 
     # ---- what came of it
 
@@ -124,7 +123,7 @@ class Run:
     def result(self, rank: int = 0) -> Any:
         """Wait for the value of one rank and return it. Raises as `results` does."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_done or self._has_returned(rank) or not 0 <= rank < self.world_size)
+            self._changed.wait_for(lambda: self._over.is_set() or self._has_returned(rank) or not 0 <= rank < self.world_size)
         return self.results[rank]
 
     def output(self, rank: int, attempt: int | None = None) -> str:
@@ -183,7 +182,7 @@ class Run:
             raise ResultError.no_run(folder) from error
         run = cls(plan, found)
         run._state = replay(events)
-        run._is_done = True
+        run._over.set()
         for attempt in run._state.attempts:
             for rank in attempt.ranks:
                 run.logs.take_file(attempt.number, rank)
@@ -235,7 +234,7 @@ class Run:
     def when_done(self, callback: Callable[[], None]) -> None:
         """Have something called, by the run's thread, as soon as the run is over; at once when it is."""
         with self._changed:
-            if not self._is_done:
+            if not self._over.is_set():
                 self._callbacks.append(callback)
                 return
         callback()
@@ -243,7 +242,7 @@ class Run:
     def end(self) -> None:
         """Take note that the run is over and nothing of it is left: called by the run's thread."""
         with self._changed:
-            self._is_done = True
+            self._over.set()
             self._changed.notify_all()
         for callback in self._callbacks:
             callback()

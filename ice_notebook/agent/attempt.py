@@ -74,7 +74,8 @@ class RankContext:
                 world_size=self._group.workers[0].world_size,
                 ranks=starts,
                 start="standby" if is_standby else "forked" if io.is_forking else "cold",
-            )
+            ),
+            is_alone=not is_standby,  # ranks that stood by answer within milliseconds, and that is the next event
         )
         bad = self._send(goes, STANDBY_ACCEPT_WAIT_S if is_standby else ACCEPT_WAIT_S)
         if bad and is_standby:
@@ -204,11 +205,11 @@ class RankContext:
         """Give ranks their work, and return the places of those that have not taken it in time."""
         io = self._io
         ranks = [self._ranks[go.local_rank] for go in goes]
-        for rank, go in zip(ranks, goes, strict=True):
-            placed = io.place(rank, go, self._plan.ranks[go.local_rank].tee)
+        placed = [p.encode(io.place(rank, go, self._plan.ranks[go.local_rank].tee)) for rank, go in zip(ranks, goes, strict=True)]
+        for rank, body in zip(ranks, placed, strict=True):
             rank.stage = Stage.SENT
             with contextlib.suppress(OSError):  # dead before it began: seen just below
-                rank.channel.send("go", p.encode(placed))
+                rank.channel.send("go", body)
         with io.condition:
             io.condition.wait_for(lambda: io.stop or all(rank.has_accepted or rank.has_exited for rank in ranks), timeout_s)
             self._raise_if_stopped()

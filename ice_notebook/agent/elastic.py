@@ -17,7 +17,9 @@ from torch.distributed.elastic.agent.server import api, local_elastic_agent
 from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.rendezvous import RendezvousHandler
 
+from ice_notebook import processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.attempt import RankContext
 from ice_notebook.agent.io import AgentIO, StopRequest
@@ -25,6 +27,9 @@ from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.rendezvous import EarlyStore, FreshStoreRendezvous, NodesRendezvous
 from ice_notebook.agent.round import RoundContext
 from ice_notebook.nodes import messages as m
+from ice_notebook.nodes.options import LOOPBACK
+
+api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
 
 LOST_WAIT_S = 15.0  # word of a node that has lost its power comes after about ten seconds
 TIMEOUT = "timeout"  # the reason of a stop by the clock, as the report knows it
@@ -34,7 +39,6 @@ class IceAgent(LocalElasticAgent):
     """`LocalElasticAgent` with ranks that the io thread starts."""
 
     def __init__(self, plan: p.Plan, io: AgentIO, meeting: Meeting | None = None, early: EarlyStore | None = None) -> None:
-        api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
         place = plan.rdzv_id, plan.master_addr, plan.master_port
         rendezvous = FreshStoreRendezvous(*place, early)
         if meeting is not None:
@@ -43,14 +47,7 @@ class IceAgent(LocalElasticAgent):
             from ice_notebook.agent import by_hand  # noqa: PLC0415 - for several nodes only
 
             rendezvous = by_hand.rendezvous_by_hand(plan, plan.group, lambda: io.stop is not None)
-        spec = WorkerSpec(
-            role=plan.role,
-            local_world_size=plan.world_size,
-            rdzv_handler=rendezvous,
-            entrypoint=plan.name,
-            max_restarts=plan.max_restarts,
-            monitor_interval=0.001,  # torch sleeps this long before each look; `wait` is where time is spent
-        )
+        spec = _make_spec(plan.role, plan.world_size, plan.name, plan.max_restarts, rendezvous)
         super().__init__(spec, DefaultLogsSpecs(os.devnull))
         self._plan = plan
         self._io = io
@@ -127,7 +124,28 @@ def get_ready() -> EarlyStore:
     """Do what takes time while nobody waits for it, and return the store that the run may have."""
     events.record(events.Event("ready", events.EventSource.AGENT))  # torch's log of events opens at the first one
     p.get_ready_for(p.Plan, p.Value)
+    processes.own_start_time()  # it is remembered
+    _rehearse()
     return EarlyStore()
+
+
+def _rehearse() -> None:
+    """Have torch's agent meet itself: what a process does for the first time takes it twice as long, and a launch would wait for it."""
+    rendezvous = FreshStoreRendezvous("rehearsal", LOOPBACK, 0)
+    agent = LocalElasticAgent(_make_spec("rehearsal", 1, "nothing", 0, rendezvous), DefaultLogsSpecs(os.devnull))
+    agent._rendezvous(agent._worker_group)
+    rendezvous.shutdown()
+
+
+def _make_spec(role: str, n_ranks: int, name: str, max_restarts: int, rendezvous: RendezvousHandler) -> WorkerSpec:
+    return WorkerSpec(
+        role=role,
+        local_world_size=n_ranks,
+        rdzv_handler=rendezvous,
+        entrypoint=name,
+        max_restarts=max_restarts,
+        monitor_interval=0.001,  # torch sleeps this long before each look; `wait` is where time is spent
+    )
 
 
 def run_elastic(

@@ -43,7 +43,7 @@ class AgentIO(threading.Thread):
 
     plan: p.Plan  # there from `begin` on
     folder: RunFolder
-    _offered: p.Plan  # the kernel has not said yet that this agent is the one to do it
+    _offered: p.Plan  # the kernel may not have said yet that this agent is the one to do it
     _journal: Journal
     _out_of_memory_kills: int
 
@@ -52,7 +52,6 @@ class AgentIO(threading.Thread):
         self.preparation = preparation
         self._server = server  # which forks ranks; without one they are started afresh
         self._note = note
-        self._began = processes.own_start_time()
         self.has_run = False
         self.is_standing_by = False  # the agent itself is ready, and has no run yet
         self.was_ready = False  # all was up when the run came
@@ -82,15 +81,21 @@ class AgentIO(threading.Thread):
 
     # ---- for the elastic thread
 
-    def begin(self, plan: p.Plan) -> None:
-        """Have a run from now on: what is there becomes its agent and ranks."""
+    def consider(self, plan: p.Plan) -> None:
+        """Take note of a run that may be the one to do. Nothing of it is touched yet."""
+        self._offered = plan
+        self._out_of_memory_kills = processes.out_of_memory_kills()
+
+    def begin(self) -> None:
+        """Have the run that was considered from now on: what is there becomes its agent and ranks."""
         with self.condition:
+            plan = self._offered
             self.plan, self.folder = plan, RunFolder(Path(plan.folder))
             self._journal = Journal(self.folder.journal_file)
-            self._out_of_memory_kills = processes.out_of_memory_kills()
             self.on_run(self.folder)
-            self.record(p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=self._began, note=self._note))
             self.was_ready = self.is_standing_by and self.are_ready and len(self.ranks) >= plan.world_size
+            begun = p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=processes.own_start_time(), note=self._note)
+            self.record(begun, is_alone=not self.was_ready)
             self.has_run, self.is_standing_by = True, False
             self.is_waited_for = not self.was_ready
             if self.was_ready:
@@ -98,14 +103,15 @@ class AgentIO(threading.Thread):
             self.start_ranks(plan.world_size - self.unplaced)
             self.condition.notify_all()
 
-    def record(self, event: Any) -> None:
-        """Write an event to the journal and tell the kernel."""
+    def record(self, event: Any, *, is_alone: bool = True) -> None:
+        """Write an event to the journal and tell the kernel, with the next one if that is about to come."""
         with self._recording:
             try:
                 self._journal.append(event)
             except OSError as error:  # the disk is full: the run goes on, and the kernel hears of it
                 print(f"not in the journal: {event}: {error}", file=sys.stderr)  # noqa: T201 - agent.log
-            self.outbox.post("event", p.encode(event))
+            post = self.outbox.post if is_alone else self.outbox.post_later
+            post("event", p.encode(event))
 
     @property
     def unplaced(self) -> int:
@@ -269,12 +275,14 @@ class AgentIO(threading.Thread):
             return
         for frame in frames:
             if frame.kind == "run":
-                self.begin(p.decode(frame.body, p.Plan))
+                self.consider(p.decode(frame.body, p.Plan))
+                self.begin()
             elif frame.kind == "offer":
-                self._offered = p.decode(frame.body, p.Plan)
+                offered = p.decode(frame.body, p.Plan)
                 self.outbox.post("taken")
+                self.consider(offered)  # while the kernel answers
             elif frame.kind == "settled":
-                self.begin(self._offered)
+                self.begin()
             elif frame.kind == "pace":
                 with self.condition:
                     self.at_a_time = frame.fields["at_a_time"]

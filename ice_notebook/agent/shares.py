@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from ice_notebook import cores
 from ice_notebook.agent.io import AgentIO
@@ -10,7 +11,10 @@ from ice_notebook.agent.ranks import RankProcess, Stage
 
 
 class Shares(threading.Thread):
-    """Tells the system, one rank after the other: ordinary users are heard once every ASK_AGAIN_S."""
+    """Tells the system, one rank after the other: ordinary users are heard once every ASK_AGAIN_S.
+
+    It looks no oftener than that: a launch would wake it a dozen times in its first milliseconds, which belong to the ranks.
+    """
 
     def __init__(self, io: AgentIO) -> None:
         super().__init__(name="ice-shares", daemon=True)
@@ -20,17 +24,22 @@ class Shares(threading.Thread):
     def run(self) -> None:
         """Tell for as long as this process lives."""
         io = self._io
-        with io.condition:  # a rank that is in the list has not been reaped: its number is its own
-            while True:
-                known = {rank.pid: self._nice(rank) for rank in io.ranks if not rank.has_exited}
-                self._told = {pid: nice for pid, nice in self._told.items() if pid in known}
-                due = [(pid, nice) for pid, nice in known.items() if nice != self._told.get(pid, 0)]
-                if not due:
+        while True:
+            with io.condition:
+                if not self._due():
                     io.condition.wait()
-                elif cores.weigh(*due[0]):
-                    self._told[due[0][0]] = due[0][1]
-                else:
-                    io.condition.wait(cores.ASK_AGAIN_S)
+            time.sleep(cores.ASK_AGAIN_S)
+            with io.condition:  # a rank that is in the list has not been reaped: its number is its own
+                for pid, nice in self._due():
+                    if not cores.weigh(pid, nice):
+                        break
+                    self._told[pid] = nice
+
+    def _due(self) -> list[tuple[int, int]]:
+        """Return the ranks that do not weigh yet what they should, with what that is."""
+        known = {rank.pid: self._nice(rank) for rank in self._io.ranks if not rank.has_exited}
+        self._told = {pid: nice for pid, nice in self._told.items() if pid in known}
+        return [(pid, nice) for pid, nice in known.items() if nice != self._told.get(pid, 0)]
 
     def _nice(self, rank: RankProcess) -> int:
         if rank.rank >= 0:

@@ -27,6 +27,7 @@ from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
 from ice_notebook.progress import reporter
 from ice_notebook.rank import guards, preloading, surroundings
+from ice_notebook.rank.control import Control
 
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130  # as a shell says: 128 + SIGINT
@@ -61,28 +62,31 @@ def serve(settings: Settings, own_path: list[str], readiness: p.Readiness | None
         channel.send("tied")
         readiness = preloading.get_ready(settings.modules, settings.preload)
     p.get_ready_for(p.Go)
+    guards.spare_resource_trackers()
+    surroundings.quiet_prompts()
+    control = Control(channel)
+    control.start()
     try:
         channel.send("ready", p.encode(readiness))
         while (frame := channel.receive()).kind == "preload":
             channel.send("ready", p.encode(preloading.load(frame.fields["modules"])))
     except (EOFError, OSError):
         os._exit(0)  # not needed after all
-    Rank(channel, p.decode(frame.body, p.Go), settings, own_path).run()
+    Rank(channel, control, p.decode(frame.body, p.Go), settings, own_path).run()
 
 
 class Rank:
     """A rank that knows who it is."""
 
-    def __init__(self, channel: Channel, go: p.Go, settings: Settings, own_path: list[str]) -> None:
+    def __init__(self, channel: Channel, control: Control, go: p.Go, settings: Settings, own_path: list[str]) -> None:
         self._channel = channel
+        self._control = control
         self._go = go
         self._settings = settings
         self._own_path = own_path
         self._pid = os.getpid()
         self._is_asked_to_stop = False
         self._value_file: Path | None = None
-        # All ranks have accepted. Until then one may still be replaced, and no function or script begins.
-        self._begun = threading.Event()
 
     def run(self) -> NoReturn:
         """Do the work and leave the process."""
@@ -92,7 +96,7 @@ class Rank:
                 self._become(self._go.script)
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._tell("accepted")  # from here on this process's end is the run's affair, and it may be asked to stop
-            threading.Thread(target=self._hear_agent, name="ice-control", daemon=True).start()
+            self._control.listen()
             code = self._work() if self._go.script is None else self._run_script(self._go.script)
         except BaseException as error:
             # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
@@ -123,9 +127,7 @@ class Rank:
         from ice_notebook.rank.process_group import ProcessGroup, use_device  # noqa: PLC0415
 
         go = self._go
-        guards.spare_resource_trackers()
         surroundings.make_main_module()
-        surroundings.quiet_prompts()
         surroundings.show_as_text()
         shell.install()
         spawning.pickle_by_value()
@@ -137,7 +139,7 @@ class Rank:
         group.give_way()
         if go.dist_init:
             group.init(go.dist_backend)
-        self._begun.wait()
+        self._control.begun.wait()
         self._tell("loaded")
         try:
             value = task.run()
@@ -154,14 +156,11 @@ class Rank:
 
     def _run_script(self, script: p.Script) -> int:
         from ice_notebook.rank import script as scripts  # noqa: PLC0415
-        from ice_notebook.rank import surroundings  # noqa: PLC0415
         from ice_notebook.script_results import script_result  # noqa: PLC0415
 
-        guards.spare_resource_trackers()
-        surroundings.quiet_prompts()
         reporter.open(lambda bars: self._tell("progress", bars=bars))
         script_result.open(self._return)
-        self._begun.wait()
+        self._control.begun.wait()
         try:
             scripts.run(script, self._own_path)
         except SystemExit as error:
@@ -289,15 +288,6 @@ class Rank:
             with contextlib.suppress(OSError):
                 os.write(self._settings.acknowledge, b"!")
         raise KeyboardInterrupt
-
-    def _hear_agent(self) -> None:
-        """Hear the word to begin, then the agent's end, and take the whole process group along: this process the system kills anyway."""
-        with contextlib.suppress(EOFError, OSError):
-            self._channel.receive()
-            self._begun.set()
-            self._channel.receive()  # nothing more is said
-        if os.getpid() == self._pid:
-            os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _exit_code(error: BaseException) -> int:

@@ -25,11 +25,12 @@ def take_environment(environment: Mapping[str, str]) -> None:
     not use a process that stood by with another value.
     """
     before = dict(os.environ)
-    for name in before:
-        if name not in environment and name != MARKER:
-            del os.environ[name]
-    os.environ.update(environment)
     changed = {name for name in {**before, **environment} if before.get(name) != environment.get(name)}
+    for name in changed:
+        if name in environment:
+            os.environ[name] = environment[name]
+        elif name != MARKER:
+            del os.environ[name]
     if "TZ" in changed:
         time.tzset()
     if (torch := sys.modules.get("torch")) is None:

@@ -77,8 +77,10 @@ class RunPanel(anywidget.AnyWidget):
     `stop_pressed_at` is the `time.monotonic()` of the last press that was taken up, None before. `cells` are those that show the panel.
     """
 
-    _esm = lean_module(HERE / "run_panel.js")
-    _css = HERE / "run_panel.css"
+    # As traits of the class: anywidget would make a class of its own for each panel that lacks them, while its launch is on its way.
+    _esm = traitlets.Unicode(lean_module(HERE / "run_panel.js")).tag(sync=True)
+    _css = traitlets.Unicode((HERE / "run_panel.css").read_text(encoding="utf-8")).tag(sync=True)
+    _anywidget_id = traitlets.Unicode(f"{__module__}.{__qualname__}").tag(sync=True)
     state = traitlets.Dict().tag(sync=True)
     kernel_id = traitlets.Unicode("").tag(sync=True)
 
@@ -107,6 +109,12 @@ class RunPanel(anywidget.AnyWidget):
         super().__init__(state=self._look(), kernel_id=kernel_id(), layout=_layout())
         keep_subshell(self.comm)
         self.on_msg(self._received)
+
+    def add_traits(self, **traits: Any) -> None:
+        """Add those that the class does not have."""
+        missing = {name: trait for name, trait in traits.items() if not self.has_trait(name)}
+        if missing:
+            super().add_traits(**missing)
 
     def __repr__(self) -> str:
         n = self._plan.world_size

@@ -20,7 +20,8 @@ def io(tmp_path):
     payload.write_bytes(b"x")
     plan = p.replace(make_plan(2), payload=str(payload), folder=str(tmp_path))
     made = AgentIO(plan.preparation(), Channel(ours))
-    made.begin(plan)
+    made.consider(plan)
+    made.begin()
     made.is_last_attempt = True
     yield made
     ours.close()
