@@ -270,11 +270,11 @@ class Pool:
 
     def _step(self) -> float | None:
         """Do what is to be done now, and return after how many seconds to look again; None when nothing is left to see to."""
+        self._look()
         if any(not run.is_up for run in self._running):
             # Nothing here may take a core from ranks that come up. They leave one idle now and then, whenever they wait for the disk.
             self._leisure = cores.Leisure()
             return cores.LOOK_S
-        self._look()
         left_s = self._used_at + IDLE_S - time.monotonic()
         if self._next is None or (left_s <= 0 and not self._running):
             self.stop()
