@@ -129,6 +129,7 @@ class Rank:
         go = self._go
         surroundings.make_main_module()
         surroundings.show_as_text()
+        surroundings.lend_launcher()
         shell.install()
         spawning.pickle_by_value()
         self._labels = surroundings.take_sources(go.sources)

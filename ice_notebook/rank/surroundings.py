@@ -1,4 +1,4 @@
-"""What the user's code finds around it in a rank: its environment, a clean `__main__`, cell sources, no prompt that waits, bars and displays as text."""
+"""What the user's code finds around it in a rank: its environment, a clean `__main__`, its launcher, cell sources, no prompt that waits, bars and displays as text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ice_notebook import context
 from ice_notebook.processes import MARKER
 
 
@@ -88,6 +89,11 @@ def show_as_text() -> None:
     builtins.display = display  # type: ignore[attr-defined]
     # Found by the import system, not put among the loaded modules: `import tqdm.notebook` then binds it in tqdm as well.
     sys.meta_path.insert(0, _OrdinaryBars())
+
+
+def lend_launcher() -> None:
+    """Let code that mentions `launcher` and has none find the rank's own: a function without a parameter for it, as the body of a cell."""
+    builtins.launcher = context.RankContext()  # type: ignore[attr-defined]
 
 
 class _OrdinaryBars(importlib.abc.MetaPathFinder, importlib.abc.Loader):

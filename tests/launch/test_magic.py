@@ -26,6 +26,19 @@ def test_a_cell_that_ends_with_a_function_defines_it_and_launches_it(shared_kern
     assert shared_kernel.value("[run.output(rank) for rank in (0, 1)]") == ["on 0\n", "on 1\n"]
 
 
+def test_a_function_that_mentions_the_launcher_and_has_none_finds_its_ranks_own(shared_kernel: Kernel):
+    outcome = shared_kernel.run(
+        "%%elastic_launch devices=cpu:0-1\ndef mentions():\n    return sum(launcher.progress(range(3))) + launcher.rank"
+    )
+    assert outcome.value.splitlines()[1:] == ["rank 0: 3", "rank 1: 4"], outcome.error
+    own = shared_kernel.run(
+        "launcher = 'mine'\nfrom ice_notebook import ElasticLauncher\n"
+        "def has_one():\n    return launcher\ndict(ElasticLauncher('cpu:0')(has_one).results)\n"
+    )
+    assert own.value == "{0: 'mine'}", own.error
+    shared_kernel.run("del launcher")
+
+
 def test_another_cell_is_run_as_it_is_on_every_rank_and_nothing_it_assigns_comes_back(shared_kernel: Kernel):
     shared_kernel.run("base, own = 5, open('/dev/null')")
     outcome = shared_kernel.run(
