@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks is no part of the package
 
 from benchmarks import probe, stages, work
-from benchmarks.aims import Aim
+from benchmarks.aims import AIMS, Aim
 from benchmarks.bench import Bench, Row
 from benchmarks.benches import account, panel, standby
 from benchmarks.benches.launch import LaunchFailed
@@ -194,6 +194,10 @@ def test_a_section_that_is_new_to_a_page_takes_its_place_in_the_order():
     before = format_page([BENCH], MEASURED, 3)
     for every in ([BENCH, FLOOD], [FLOOD, BENCH]):
         assert update_page(before, every, [FLOOD], FLOODED, 3) == format_page(every, {**MEASURED, **FLOODED}, 3)
+
+
+def test_each_bound_has_a_text_of_its_own_by_which_a_page_knows_it():
+    assert len({aim.text for aim in AIMS}) == len(AIMS)
 
 
 def test_a_page_of_other_rounds_is_not_mixed_with_new_sections():
