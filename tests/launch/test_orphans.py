@@ -75,6 +75,15 @@ class Launched:
     def is_gone(self) -> bool:
         return not left_of(self.marker)
 
+    def wait_gone(self, timeout_s: float) -> None:
+        try:
+            wait_until(self.is_gone, timeout_s)
+        except AssertionError:
+            left = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")[:200] for pid in left_of(self.marker)}
+            pytest.fail(
+                f"left: {left}\nagent.log: {self.folder.agent_log.read_text()}\nevents: {self.folder.journal_file.read_text()}"
+            )
+
     def close(self) -> None:
         self.kernel.kill()
         self.kernel.communicate()
@@ -105,7 +114,7 @@ def test_nothing_is_left_when_the_agent_is_killed_and_the_kernel_says_so(launche
 
 def test_nothing_is_left_when_the_kernel_is_killed(launched):
     launched.kernel.kill()
-    wait_until(launched.is_gone, 20)
+    launched.wait_gone(20)
     ended = last_event(launched.folder)  # written by the agent, its last act
     assert (type(ended), ended.outcome.value, ended.reason) == (RunEnded, "stopped", "kernel gone")
 
