@@ -193,8 +193,9 @@ class AgentIO(threading.Thread):
         try:
             self._serve()
         except BaseException:
-            # Without this thread nobody would hear anything any more. Ranks are killed with the agent, and the kernel sees to the rest.
+            # Without this thread nobody would hear anything any more. The kernel says how the run ended, but it may be gone itself.
             traceback.print_exc()
+            processes.sweep(self.preparation.marker, with_children=True)
             os._exit(os.EX_SOFTWARE)
 
     def _serve(self) -> None:
@@ -216,7 +217,10 @@ class AgentIO(threading.Thread):
                 self._selector.unregister(self._terminals)
                 is_resting = True
             for key, _ in self._selector.select(rest_s if is_resting else None):
-                key.data()
+                # A rank that has ended takes its other descriptors with it, whose turn in this round may be yet to come: what its children
+                # held open is closed by their death, after its own. By now the number may be another descriptor's.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # enough wake-ups are under way

@@ -10,6 +10,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from support import Kernel, left_of, python, wait_printed, wait_until
 
@@ -55,12 +56,12 @@ print(json.dumps({{"phase": run.phase, "report": repr(run)}}), flush=True)
 class Launched:
     """A run of a kernel that is a program of its own."""
 
-    def __init__(self, program: str = KERNEL) -> None:
+    def __init__(self, program: str = KERNEL, n_children: int = CHILDREN) -> None:
         self.kernel = python(program)
         said = json.loads(self.kernel.stdout.readline())
         self.marker, self.folder = said["marker"], RunFolder(Path(said["folder"]))
         assert wait_until(lambda: all(b"ready" in self.log(rank) for rank in (0, 1)))
-        assert len(left_of(self.marker)) == 1 + 2 * (1 + CHILDREN)  # the agent, the ranks and their children
+        assert len(left_of(self.marker)) == 1 + 2 * (1 + n_children)  # the agent, the ranks and their children
 
     def log(self, rank: int) -> bytes:
         try:
@@ -135,6 +136,54 @@ def test_what_a_killed_kernel_and_its_killed_agent_left_is_swept_by_the_next_lau
     assert (type(ended), ended.outcome.value, ended.reason) == (RunEnded, "stopped", "the kernel and the agent were killed")
     assert ended.swept == 2 * 3
     assert Run.open(launched.folder.path).phase == "stopped"
+
+
+def test_children_that_die_after_their_rank_are_no_news_to_the_agent(start):
+    """A fork of a rank, a DataLoader's worker say, holds the rank's connections: the agent may see all of them end in one look."""
+
+    def work():
+        import os
+        import signal
+
+        child = os.fork()
+        if child:
+            print("child", child)
+        signal.pause()
+
+    run = start(work, n=1, dist_init="no")
+    wait_printed(run, "child")
+    agent, rank, child = run.state.agent_pid, run.state.ranks[0].pid, int(run.output(0).split()[1])
+    os.kill(agent, signal.SIGSTOP)
+    for pid in (rank, child):
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda pid=pid: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    os.kill(agent, signal.SIGCONT)
+    assert run.wait(60)
+    assert str(run.exception()).startswith("rank 0: killed by SIGKILL")
+    assert (run.state.end_reason, RunFolder(run.folder).agent_log.read_text()) == ("", "")
+
+
+def test_an_agent_that_cannot_go_on_leaves_nothing_although_the_kernel_does_not_see_to_it(tmp_path):
+    nonsense = f"""
+def family():
+    import os, socket, stat, struct, subprocess, time
+    subprocess.Popen(["sleep", "10000"], start_new_session=True)
+    print("ready")
+    while not os.path.exists({str(tmp_path / "now")!r}):
+        time.sleep(0.01)
+    for fd in os.listdir("/proc/self/fd"):
+        if os.path.exists(f"/proc/self/fd/{{fd}}") and stat.S_ISSOCK(os.fstat(int(fd)).st_mode):
+            os.write(int(fd), struct.pack("!IQ", 1, 0) + b"x")
+    time.sleep(10000)
+"""
+    launched = Launched(KERNEL.replace(FAMILY, nonsense), n_children=1)
+    try:
+        os.kill(launched.kernel.pid, signal.SIGSTOP)
+        (tmp_path / "now").touch()
+        launched.wait_gone(60)
+        assert "msgspec.DecodeError" in launched.folder.agent_log.read_text()
+    finally:
+        launched.close()
 
 
 @pytest.mark.parametrize("how", ["restart", "shutdown"])
