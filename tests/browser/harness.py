@@ -14,6 +14,7 @@ A server knows the kernel of this environment, `python3`, and one for each folde
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,7 @@ SETTINGS = {
 }
 START_S = 60.0
 WAIT_S = 60.0  # a hang limit, not a measure
+LATE_S = 5.0  # an idle kernel answers long before
 # What a played run in a cell needs, see `fake_run`.
 SETUP = """
 %load_ext ice_notebook
@@ -366,10 +368,29 @@ class NotebookPage:
             "() => window.jupyterapp?.shell.currentWidget?.content?.widgets?.length", timeout=START_S * 1000
         )
         if wait_kernel:
-            self.page.wait_for_function(
-                "() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
-                timeout=START_S * 1000,
-            )
+            with self.kernel_nudged():
+                self.page.wait_for_function(
+                    "() => window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status == 'idle'",
+                    timeout=START_S * 1000,
+                )
+
+    @contextlib.contextmanager
+    def kernel_nudged(self) -> Iterator[None]:
+        """Connect to the kernel now and then: 7.0 to 7.3 may overlook a page's first request until somebody connects (ipykernel issue 1554)."""
+        self.page.evaluate(
+            """(late_ms) => { window.nudges = setInterval(() => {
+            const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel;
+            if (!kernel) return;
+            const { wsUrl, token } = kernel.serverSettings;
+            const address = `${wsUrl}api/kernels/${kernel.id}/channels?session_id=${crypto.randomUUID()}&token=${token}`;
+            const other = new WebSocket(address);
+            other.onmessage = () => other.close() }, late_ms) }""",
+            1000 * LATE_S,
+        )
+        try:
+            yield
+        finally:
+            self.page.evaluate("() => clearInterval(window.nudges)")
 
     def command(self, name: str, arguments: dict[str, Any] | None = None) -> None:
         """Run a command of the front end, and do not wait for it: a running cell would block."""
@@ -445,13 +466,14 @@ class NotebookPage:
 
     def execute(self, code: str, value: str = "None") -> Any:
         """Run code that belongs to no cell in the page's kernel, and return the value of an expression, by its repr. Not while a cell runs."""
-        reply = self.page.evaluate(
-            """async ([code, value]) => {
-            const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-            const asked = { code, silent: false, store_history: false, user_expressions: { value } };
-            return (await kernel.requestExecute(asked).done).content }""",
-            [code, value],
-        )
+        with self.kernel_nudged():
+            reply = self.page.evaluate(
+                """async ([code, value]) => {
+                const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+                const asked = { code, silent: false, store_history: false, user_expressions: { value } };
+                return (await kernel.requestExecute(asked).done).content }""",
+                [code, value],
+            )
         found = reply.get("user_expressions", {}).get("value", {})
         if reply["status"] != "ok" or found.get("status") != "ok":
             raise RuntimeError(f"{reply.get('ename')}: {reply.get('evalue')} {found}")
