@@ -29,6 +29,7 @@ from ice_notebook import processes
 from ice_notebook import protocol as p
 from ice_notebook.errors import LaunchError
 
+UNPLANNED_S = 3600.0  # a launch has its plan within seconds after the folder for its values
 KEPT_RUNS = 20  # of the cache; folders that the user named with log_dir are never pruned
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - folders in it are made fresh with mode 0700 under a random name
 _SHARED_PREFIX = f"ice_notebook-{os.getuid() if hasattr(os, 'getuid') else 0}-"
@@ -267,7 +268,7 @@ def clean_up(keep: int = KEPT_RUNS) -> None:
         if folder.is_locked():
             continue
         if link.is_symlink():
-            link.unlink()
+            link.unlink(missing_ok=True)  # another launch may clean up just now
         else:
             shutil.rmtree(folder.path, ignore_errors=True)
     _remove_abandoned_values()
@@ -305,12 +306,15 @@ def _remove_abandoned_values() -> None:
     except OSError:
         return
     for path in left:
-        run_id = path.name.removeprefix(_SHARED_PREFIX)
-        try:
-            plan = RunFolder(cache_dir() / run_id).read_plan()
-            is_abandoned = not processes.is_alive(plan.kernel_pid, plan.kernel_started)
-        except (OSError, msgspec.DecodeError):
-            # Without a plan: a launch of another process that is just being made, or one whose folder is gone for good.
-            is_abandoned = time.time() - path.stat().st_mtime > 3600
-        if is_abandoned:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another launch cleans up just now, and was quicker
+            if _is_abandoned(path):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(values: Path) -> bool:
+    try:
+        plan = RunFolder(cache_dir() / values.name.removeprefix(_SHARED_PREFIX)).read_plan()
+    except (OSError, msgspec.DecodeError):
+        # Without a plan: a launch of another process that is just being made, or one whose folder is gone for good.
+        return time.time() - values.stat().st_mtime > UNPLANNED_S
+    return not processes.is_alive(plan.kernel_pid, plan.kernel_started)

@@ -7,6 +7,7 @@ import functools
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -151,6 +152,15 @@ MEETINGS = {
 }
 
 
+def _end_of(nodes):
+    """Return what programs have said until their end, or until they had to be ended."""
+    clock = threading.Timer(HANG_S, lambda: [node.terminate() for node in nodes])
+    clock.start()
+    said = [node.communicate()[0] for node in nodes]
+    clock.cancel()
+    return said
+
+
 @pytest.mark.parametrize("meeting", MEETINGS.values(), ids=list(MEETINGS))
 def test_a_script_is_started_on_each_node_as_with_torchrun(tmp_path, port, meeting):
     script = tmp_path / "meet.py"
@@ -164,7 +174,7 @@ def test_a_script_is_started_on_each_node_as_with_torchrun(tmp_path, port, meeti
         )
         for words in (meeting.format(n=n, port=port).split() for n in (1, 0))
     ]
-    said = [node.communicate(timeout=2 * HANG_S)[0] for node in nodes]
+    said = _end_of(nodes)
     assert [node.returncode for node in nodes] == [0, 0], said
     lines = sorted(line for text in said for line in text.splitlines() if " of " in line)
     assert lines == [f"[{rank}] rank {rank} of 2 node {rank} 3.0" for rank in (0, 1)]

@@ -234,6 +234,29 @@ def test_another_process_with_a_dead_kernels_number_is_not_taken_for_it(swept):
     assert swept == ["marker of 1"]
 
 
+def test_two_launches_may_clean_up_at_the_same_time(cache, tmp_path, shared_memory, monkeypatch):
+    """Whatever the other one has removed between two steps of ours is gone, and nothing is wrong with that."""
+    linked = RunFolder.create("000", log_dir=str(tmp_path / "logs"))
+    linked.write_plan(plan())
+    ended(1)
+    values = store.make_shared_dir("of a run whose folder is gone")
+    monkeypatch.setattr(store, "UNPLANNED_S", 0)
+    read_plan, is_locked = RunFolder.read_plan, RunFolder.is_locked
+
+    def read_when_the_values_are_gone(self):
+        values.rmdir() if self.path.name.startswith("of a run") else None
+        return read_plan(self)
+
+    def look_when_the_link_is_gone(self):
+        (cache / "ice_notebook" / "000").unlink()
+        return is_locked(self)
+
+    monkeypatch.setattr(RunFolder, "read_plan", read_when_the_values_are_gone)
+    monkeypatch.setattr(RunFolder, "is_locked", look_when_the_link_is_gone)
+    store.clean_up(keep=1)
+    assert (runs_in(cache), list(shared_memory.iterdir())) == (["001"], [])
+
+
 def test_folders_that_cannot_be_read_do_not_get_in_the_way(cache, swept):
     (cache / "ice_notebook" / "000").mkdir(parents=True)  # a launch that is just being made
     strange = RunFolder.create("001")
