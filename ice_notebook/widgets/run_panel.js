@@ -3,7 +3,7 @@
 // views, of which there may be several. What a person selects stays in the view; the kernel is sent presses and questions, nothing else.
 
 /**
- * @typedef {{rank: number, device: string, phase: string, note: string, pid: number | null}} Rank
+ * @typedef {{rank: number, device: string, phase: string, note: string, said: string, pid: number | null}} Rank
  * @typedef {{rank: number, type?: string, text?: string, html?: string, size_bytes?: number, lost?: string}} Result
  * @typedef {{where: string, first: number, lines: string[], failing: number}} Excerpt
  * @typedef {{rank: number, device: string, headline: string, exit: string, at: number, after_s: number, is_communication: boolean,
@@ -986,7 +986,7 @@ class View {
       set(chip.node, { title: `rank ${rank.rank} on ${rank.device}${rank.pid ? `, pid ${rank.pid}` : ''}: ${phase}` });
       set(chip.device, { textContent: rank.device });
       set(chip.phase, { textContent: phase });
-      set(chip.line, { textContent: text.trim() || '\xa0' });
+      set(chip.line, { textContent: rank.said || text.trim() || '\xa0' });
       set(chip.bar, { hidden: !(part >= 0) });
       set(chip.bar.style, { width: `${(part || 0) * 100}%` });
     }

@@ -169,6 +169,9 @@ def test_a_failure_opens_by_itself_with_the_failing_line(desk):
     assert "scale = 1 / (launcher.rank - 1)" in page.output(0).locator(".ice-hit").inner_text()
     assert "rank 0 (cpu:0): RuntimeError: Connection closed by peer" in text
     assert "20260721-0930-k3v9" in text
+    # Each chip says what its rank failed with, in a line: what it has printed of it last may be torch's own words.
+    chips = [chip.inner_text().splitlines()[-1] for chip in page.output(0).locator(".ice-rank").all()]
+    assert chips == ["RuntimeError: Connection closed by peer [127.0.0.1]:36027", "ZeroDivisionError: division by zero", "\xa0"]
     page.output(0).get_by_role("tab", name="Logs").click()
     page.wait_output(0, "about to fail")
 

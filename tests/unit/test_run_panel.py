@@ -430,6 +430,7 @@ def test_a_failure_names_the_root_first_with_its_lines():
     assert (echo["rank"], echo["is_communication"], "traceback" in echo) == (0, True, False)
     assert found["banner"] == {"kind": "failed", "text": "Rank 1 (cpu:1) failed: ZeroDivisionError: division by zero."}
     assert [(rank["phase"], rank["note"]) for rank in found["ranks"]] == [("stopped", ""), ("failed", "exit 1"), ("stopped", "")]
+    assert [rank["said"] for rank in found["ranks"]] == [echo["headline"], root["headline"], ""]
     assert found["ended_with_it"] == [0, 2]
     assert found["folder"] == "/runs/x"
 
