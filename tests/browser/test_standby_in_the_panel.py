@@ -13,6 +13,8 @@ def train():
         time.sleep(0.01)
 """
 AT_LEISURE = "__import__('ice_notebook.cores').cores.Leisure.look = lambda _: 1"  # also beside other tests
+# However quick this machine is with an import.
+SAYS_ALL = "__import__('ice_notebook.widgets.panel_state').widgets.panel_state.WORTH_SAYING_S = 0.0"
 IS_READY = "__import__('ice_notebook.pool').pool.pool().describe()"
 
 
@@ -26,7 +28,7 @@ def wait_ready(page, *words):
 
 def test_a_warm_start_is_silent_a_cold_one_gives_its_reason_and_what_was_preloaded_is_told(open_notebook):
     page = open_notebook(
-        f"%load_ext ice_notebook\n{AT_LEISURE}\n%elastic_standby 2",
+        f"%load_ext ice_notebook\n{AT_LEISURE}\n{SAYS_ALL}\n%elastic_standby 2",
         TRAINS.format(options=""),
         TRAINS.format(options=" env=PYTHONHASHSEED=7"),
         "%elastic_standby off",

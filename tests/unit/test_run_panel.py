@@ -435,6 +435,15 @@ def test_a_failure_names_the_root_first_with_its_lines():
     assert found["folder"] == "/runs/x"
 
 
+def test_what_standby_ranks_had_imported_is_told_when_that_saved_something():
+    spared = p.replace(make_plan(2), preloaded={"sympy": 0.4, "torchvision": 1.3, "tqdm": 0.19})
+    assert (
+        snapshot(spared, replay(begun(2)), Path())["devices"] == f"{spared.devices} · torchvision and sympy preloaded, 1.7 s saved"
+    )
+    little = p.replace(spared, preloaded={"tqdm": 0.19})
+    assert snapshot(little, replay(begun(2)), Path())["devices"] == little.devices
+
+
 def test_a_signal_is_named():
     events = [
         *begun(1),
