@@ -256,7 +256,7 @@ class JupyterLab(Jupyter):
 
     module = "jupyterlab"
     application = "LabApp"
-    # 4.6, now and then when the window changes its width: it moves what its bars have no room for. Our modules never call `removeChild`.
+    # 4.6, seen once when the window had changed its width, which has it move buttons of its bars. Our modules never call `removeChild`.
     own_errors = ("Failed to execute 'removeChild' on 'Node': The node to be removed is not a child of this node.",)
 
     def address(self, name: str) -> str:
