@@ -195,8 +195,7 @@ class AgentIO(threading.Thread):
         except BaseException:
             # Without this thread nobody would hear anything any more. The kernel says how the run ended, but it may be gone itself.
             traceback.print_exc()
-            processes.sweep(self.preparation.marker, with_children=True)
-            os._exit(os.EX_SOFTWARE)
+            self._leave(os.EX_SOFTWARE)
 
     def _serve(self) -> None:
         self.outbox.start()
@@ -327,13 +326,15 @@ class AgentIO(threading.Thread):
         # Attached: without its kernel the run ends, and quickly, because whoever killed the kernel waits for the devices.
         self.request_stop(StopRequest("kernel gone", ask=False, grace_s=1.0))
 
-    def _leave(self) -> NoReturn:
-        """End this process, whatever its main thread does: nothing of a user's runs here, and nobody is left to use it."""
-        with self.condition:
-            for rank in self.ranks:
-                processes.kill_group(rank)
-            processes.sweep(self.preparation.marker, with_children=True)
-            os._exit(0)
+    def _leave(self, status: int = 0) -> NoReturn:
+        """End this process and all that it has started, whatever its main thread does: nobody is left to use it, or it cannot go on."""
+        try:
+            with self.condition:
+                for rank in self.ranks:
+                    processes.kill_group(rank)
+                processes.sweep(self.preparation.marker, with_children=True)
+        finally:
+            os._exit(status)
 
     # ---- what ranks say
 

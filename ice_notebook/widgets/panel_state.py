@@ -15,7 +15,6 @@ from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
 VALUE_CHARACTERS = 4_000
 VALUES_CHARACTERS = 200_000  # of all ranks together: the snapshot is sent anew at each change, and may be saved in the notebook
-CHIP_CHARACTERS = 200  # more than its line has room for
 TRACEBACK_CHARACTERS = 20_000
 WORTH_SAYING_S = 0.2  # of an import that a launch was spared
 PACKAGES_NAMED = 2
@@ -158,7 +157,7 @@ def _rank(rank: RankState, root: int | None) -> dict[str, Any]:
         "device": rank.device,
         "phase": shown_phase(rank, root).value,
         "note": note or rank.note,
-        "said": " ".join(rank.failure.headline.split())[:CHIP_CHARACTERS] if rank.failure else "",  # instead of its last line
+        "said": rank.failure.headline if rank.failure else "",  # instead of its last line
         "pid": rank.pid,
     }
 

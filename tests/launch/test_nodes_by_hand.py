@@ -154,7 +154,7 @@ MEETINGS = {
 
 def _end_of(nodes):
     """Return what programs have said until their end, or until they had to be ended."""
-    clock = threading.Timer(HANG_S, lambda: [node.terminate() for node in nodes])
+    clock = threading.Timer(2 * HANG_S, lambda: [node.terminate() for node in nodes])
     clock.start()
     said = [node.communicate()[0] for node in nodes]
     clock.cancel()

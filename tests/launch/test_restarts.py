@@ -41,6 +41,7 @@ def restarted(tmp_path_factory):
     def work():
         import os
         import signal
+        import threading
         import time
 
         import torch
@@ -51,21 +52,18 @@ def restarted(tmp_path_factory):
                 time.sleep(0.01)
 
         def leave(*_):
-            wait_seen("restarting 1")
+            wait_seen(f"restarting {restarts}")
             os._exit(0)
 
         rank, restarts = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        if rank == 0:
+            signal.signal(signal.SIGTERM, leave)
         total = torch.ones(1) * (rank + 1)
         dist.all_reduce(total)
         print(f"rank {rank}, restart {restarts}, total {total.item()}")
-        if restarts == 0 and rank == 0:
-            return "a value of the first attempt"
-        if restarts == 1 and rank == 0:
-            signal.signal(signal.SIGTERM, leave)
-            dist.barrier()
-            signal.pause()
-        if restarts == 1:
-            dist.barrier()
+        if restarts < 2 and rank == 0:
+            threading.Thread(target=threading.Event().wait).start()  # the process stays until it is ended
+            return "a value of an earlier attempt"
         if restarts < 2:
             wait_seen(f"running {restarts}")
             raise ValueError(f"bad loss {restarts}")
@@ -106,6 +104,7 @@ def test_restarts_are_counted_while_the_run_goes_on(restarted):
     counts = [count for _, count in watcher.seen]
     assert counts == sorted(counts)
     assert set(counts) == {0, 1, 2}
+    assert ("restarting", 0) in watcher.seen
     assert ("restarting", 1) in watcher.seen
 
 
