@@ -7,17 +7,41 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ice_notebook.errors import CellError, CellSyntaxError
+from ice_notebook.names_in_text import names_in_texts
 
+# What other launchers pass, by the names that it usually has, and the launcher's property that it is.
+_LAUNCHERS = {
+    **dict.fromkeys(
+        ["process_id", "process_index", "process_idx", "process_num", "proc_id", "proc_idx", "proc", "pid", "r"], "rank"
+    ),
+    **dict.fromkeys(["worker_id", "worker_index", "worker_idx", "i", "idx", "index"], "rank"),
+    **dict.fromkeys(["local_id", "local_process_index"], "local_rank"),
+    **dict.fromkeys(["world_size", "num_processes", "nprocs", "n_procs", "num_procs"], "world_size"),
+    **dict.fromkeys(["ngpus", "n_gpus", "num_gpus", "ngpus_per_node", "local_world_size", "nproc_per_node"], "local_world_size"),
+    **dict.fromkeys(["nnodes", "n_nodes", "num_nodes", "group_world_size"], "group_world_size"),
+    **dict.fromkeys(["dev", "cuda_id"], "assigned_device"),
+    **{name: name for name in ("role_name", "role_world_size", "master_addr", "master_port", "restart_count")},
+    **{name: name for name in ("max_restarts", "rdzv_id", "devices", "dist_backend")},
+}
+_RANK = re.compile(
+    r"(?:(?P<local>local)|(?P<group>node|group)|(?P<role>role)|global|world|process|proc|worker|my|current|cur|dist|ddp|gpu)?_?rank(?:_id)?"
+)
+_DEVICE = re.compile(r"(?:assigned_|local_|my_)?(?:gpu|device)(?:_(?:id|idx|index|num|no|number|rank))?")
+_PLAIN_TYPES = frozenset({"int", "float", "complex", "bool", "str", "bytes", "list", "dict", "tuple", "set"})
 SUPPORTED_LINE_MAGICS = frozenset({"time", "cd", "pwd", "env"})  # rank/shell.py knows them
 _VALUE = "_ice_notebook_value"  # where a body leaves the value of its last expression, for the blink of an eye
+_NOTHING = object()
+_OF_EVERY_MODULE = frozenset({"__builtins__", *vars(types.ModuleType(""))})
 _EXPANDED = re.compile(r"\{([^{}]+)\}|\$(\w+)")  # {expression} and $name in a shell line
 
 
@@ -95,7 +119,11 @@ class Cell:
 
     def body_task(self, namespace: Mapping[str, Any]) -> BodyTask:
         """Return the cell as a task, with those values of the namespace that it may read before it has assigned them."""
-        names = {name: namespace[name] for name in free_names(self.tree) if name in namespace}
+        code = compile(self.tree, self.file_name, "exec", flags=self.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        mentioned = dict.fromkeys([*free_names(self.tree), *names_in_texts(code, namespace)])
+        # A notebook may have given another meaning to a name of Python's own.
+        found = {name: namespace[name] for name in mentioned if name in namespace and name not in _OF_EVERY_MODULE}
+        names = {name: value for name, value in found.items() if value is not getattr(builtins, name, _NOTHING)}
         return BodyTask(self.source, self.file_name, self.flags, names)
 
 
@@ -147,9 +175,25 @@ def arguments_for(function: Callable[..., Any], launcher: object) -> tuple[objec
         return ()
     required = [p for p in parameters if p.default is p.empty and p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
     keyword_only = [p.name for p in required if p.kind is p.KEYWORD_ONLY]
+    name = getattr(function, "__name__", "the function")
+    attributes = [_launchers_property(p.name) for p in required]
+    if required and all(attributes):
+        raise CellError.no_launcher(name, [p.name for p in required], attributes)
     if len(required) > 1 or keyword_only:
-        raise CellError.parameters(getattr(function, "__name__", "the function"), [p.name for p in required])
+        raise CellError.parameters(name, [p.name for p in required])
+    for parameter in required:
+        kind = getattr(parameter.annotation, "__name__", parameter.annotation)
+        if kind in _PLAIN_TYPES:
+            raise CellError.annotated(name, parameter.name, kind)
     return (launcher,) if required else ()
+
+
+def _launchers_property(name: str) -> str:
+    """Return the launcher's property that a parameter of a name usually is in functions for other launchers; nothing for other names."""
+    rank = _RANK.fullmatch(name)
+    if rank is not None:
+        return f"{rank.lastgroup}_rank" if rank.lastgroup else "rank"
+    return "assigned_device" if _DEVICE.fullmatch(name) else _LAUNCHERS.get(name, "")
 
 
 def _magics(tree: ast.AST) -> Iterable[tuple[str, str]]:
@@ -171,7 +215,7 @@ def free_names(tree: ast.Module) -> list[str]:
     """Return the names that a cell may read before it has surely assigned them, in the order of their first mention."""
     finder = _FreeNames()
     finder.block(tree.body)
-    return [name for name in finder.found if not hasattr(builtins, name)]
+    return list(finder.found)
 
 
 class _FreeNames(ast.NodeVisitor):
@@ -180,9 +224,10 @@ class _FreeNames(ast.NodeVisitor):
     Functions and classes inside are taken whole: what they mention and do not bind themselves is found, assigned or not yet.
     """
 
-    def __init__(self, assigned: set[str] | None = None) -> None:
-        self.assigned = set(assigned or ())
+    def __init__(self, assigned: Iterable[str] = (), *, in_class: bool = False) -> None:
+        self.assigned = set(assigned)
         self.found: dict[str, None] = {}
+        self.around = set(self.assigned) if in_class else None  # what functions see of it: not what their class's body assigns
 
     def block(self, statements: Iterable[ast.stmt]) -> None:
         for statement in statements:
@@ -205,7 +250,8 @@ class _FreeNames(ast.NodeVisitor):
             self.read(node.id)
         elif isinstance(node.ctx, ast.Store):
             self.assigned.add(node.id)
-        else:
+        else:  # what `del` takes away must be there
+            self.read(node.id)
             self.assigned.discard(node.id)
 
     def read(self, name: str) -> None:
@@ -286,9 +332,12 @@ class _FreeNames(ast.NodeVisitor):
             self.assigned.add(node.rest)
 
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
-        for outside in (*node.decorator_list, *_defaults(node.args), *_annotations(node)):
+        for outside in (*node.decorator_list, *_defaults(node.args)):
             self.visit(outside)
-        self.inside(node.body, _parameters(node.args))
+        with self.type_parameters(node) as own:
+            for annotation in _annotations(node):
+                self.visit(annotation)
+            self.inside(node.body, _parameters(node.args) | own)
         self.assigned.add(node.name)
 
     visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
@@ -299,23 +348,47 @@ class _FreeNames(ast.NodeVisitor):
         self.inside([node.body], _parameters(node.args))
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for outside in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
+        for outside in node.decorator_list:
             self.visit(outside)
-        self.branch(node.body)
+        with self.type_parameters(node):
+            for outside in (*node.bases, *(keyword.value for keyword in node.keywords)):
+                self.visit(outside)
+            body = _FreeNames(self.assigned, in_class=True)
+            body.block(node.body)
+            for name in body.found:
+                self.read(name)
         self.assigned.add(node.name)
+
+    def visit_TypeAlias(self, node: Any) -> None:  # Python 3.12
+        with self.type_parameters(node):
+            self.visit(node.value)
+        self.assigned.add(node.name.id)
+
+    @contextlib.contextmanager
+    def type_parameters(self, node: Any) -> Iterator[set[str]]:
+        """Count the parameters in `def f[T]` as assigned meanwhile (Python 3.12)."""
+        own = {parameter.name for parameter in getattr(node, "type_params", ())} - self.assigned
+        self.assigned |= own
+        yield own
+        self.assigned -= own
 
     def inside(self, nodes: Iterable[ast.AST], parameters: set[str]) -> None:
         """Find what a function mentions and neither takes as a parameter nor assigns anywhere in itself."""
         nodes = list(nodes)
         own = parameters | {
-            name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            name.id
+            for node in nodes
+            for name in ast.walk(node)
+            if isinstance(name, ast.Name) and not isinstance(name.ctx, ast.Load)
         }
         shared = {name for node in nodes for found in ast.walk(node) if isinstance(found, ast.Global) for name in found.names}
-        inner = _FreeNames(self.assigned | (own - shared))
+        outside = self.assigned if self.around is None else self.around
+        inner = _FreeNames(outside | (own - shared))
         for node in nodes:
             inner.visit(node)
         for name in (*inner.found, *shared):
-            self.read(name)
+            if name not in outside:
+                self.found.setdefault(name)
 
     def comprehension(self, node: Any) -> None:
         self.visit(node.generators[0].iter)

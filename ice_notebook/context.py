@@ -127,6 +127,16 @@ class Context:
         """
         return eager_progress(iterable, desc, total)
 
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, complex) or hasattr(type(other), "__index__") or hasattr(type(other), "__float__"):
+            from ice_notebook.errors import LauncherValueError  # noqa: PLC0415 - a mistake is being made
+
+            # `def main(rank): if rank == 0: …` would be false on every rank, without a word.
+            raise LauncherValueError.compared(other)
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Wherever a launcher arrives, it is the one of that place.
         return get_current_launcher, ()

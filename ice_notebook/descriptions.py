@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sized
 from types import SimpleNamespace
 from typing import Any
 
+from ice_notebook.errors import printable
+
 TEXT_CHARACTERS = 2000  # what a panel and a report still show as it is
 HTML_BYTES = 10_000  # a table of some sixty rows; a larger one belongs into a file
 DEPTH = 20  # containers nested deeper than this are shown as ...
@@ -28,14 +30,14 @@ def without_addresses(text: str) -> str:
 
 def type_name(value: object) -> str:
     """Return the name of a value's class as its definition spells it: `Tensor`, `Outer.Inner`."""
-    return type(value).__qualname__.rpartition("<locals>.")[2]
+    return printable(type(value).__qualname__.rpartition("<locals>.")[2])
 
 
 def describe(value: object) -> tuple[str, str, str]:
     """Return the type name, the text and the HTML of a value.
 
     The text is its repr, at most 2000 characters, with insertion order kept, sets sorted and addresses replaced. A repr that raises is
-    shown as `<repr failed: ValueError>` in its place. The HTML is what `_repr_html_` gives when that is below 10 kB, else empty.
+    shown as `<repr failed: ValueError>` in its place, also one that raises SystemExit; KeyboardInterrupt gets out. The HTML is what `_repr_html_` gives when that is below 10 kB, else empty.
     """
     return type_name(value), describe_text(value), _describe_html(value)
 
@@ -56,17 +58,14 @@ def _describe_html(value: object) -> str:
         return ""
     try:
         html = method(value)
-    except Exception:  # the text stands for it: a display method is no reason to lose a result
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # the text stands for it: a display method is no reason to lose a result
         return ""
     if not isinstance(html, str) or len(html) >= HTML_BYTES:
         return ""
-    html = _printable(without_addresses(html))
+    html = printable(without_addresses(html))
     return html if len(html.encode()) < HTML_BYTES else ""
-
-
-def _printable(text: str) -> str:
-    # A lone surrogate, as in a file name that is not UTF-8, cannot be written as JSON.
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class _FullError(Exception):
@@ -89,13 +88,17 @@ class _Writer:
             raise _FullError
 
     def leaf(self, value: object) -> None:
-        try:
-            text = repr(value)
-        except Exception as error:
-            text = f"<repr failed: {type(error).__name__}>"
-        self.write(_printable(without_addresses(text)))
+        self.write(printable(without_addresses(repr(value))))
 
     def add(self, value: object) -> None:
+        try:
+            self._add(value)
+        except (_FullError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # of the value's own code
+            self.write(f"<repr failed: {type(error).__name__}>")
+
+    def _add(self, value: object) -> None:
         form = _form_of(value)
         if form is None or (isinstance(value, Sized) and not len(value)):
             self.leaf(value)
@@ -164,7 +167,9 @@ def _write_set(writer: _Writer, value: Any) -> None:
     try:
         # The order of a set of strings differs from process to process.
         members = heapq.nsmallest(writer.limit, value)
-    except Exception:  # members that cannot be compared have no order to keep
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # members that cannot be compared have no order to keep
         members = list(itertools.islice(value, writer.limit))
     plain = type(value) is set
     writer.items("{" if plain else f"{type(value).__name__}({{", members, "}" if plain else "})")

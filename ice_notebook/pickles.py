@@ -12,16 +12,21 @@ import pickle
 import sys
 import threading
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cloudpickle
 
-from ice_notebook.errors import IceNotebookError, OptionError, PayloadError
+from ice_notebook import local_modules
+from ice_notebook.errors import IceNotebookError, OptionError, PayloadError, ResultError
+from ice_notebook.functions import ShownAs, load_code
+from ice_notebook.ownership import ForeignFileError, open_own
+from ice_notebook.reducers import ValuePickler, Way
 from ice_notebook.refusals import CannotTravel, Kind, explain_refusal, kind_of_class
 from ice_notebook.tensors import DeviceTensors, Dumper, Loader, Segment, load_storage
+from ice_notebook.unknown_forms import note_unknown_form
 from ice_notebook.value_files import PIECE_BYTES, Layout, map_privately, read_layout, write_file, write_first_file
 
 __all__ = ["DeviceTensors", "Prepared", "Written", "dump", "load", "prepare"]
@@ -37,17 +42,9 @@ class Written:
     source_files: frozenset[str]
 
 
-def dump(
-    value: object,
-    path: str | os.PathLike[str],
-    *,
-    devices: DeviceTensors,
-    by_value: Sequence[str] = (),
-    main_globals: dict[str, Any] | None = None,
-    names: Mapping[str, object] | None = None,
-) -> Written:
-    """Write a value into one file; see `prepare` and `Prepared.write`."""
-    prepared = prepare(value, devices=devices, by_value=by_value, main_globals=main_globals, names=names)
+def dump(value: object, path: str | os.PathLike[str], **options: Any) -> Written:
+    """Write a value into one file; see `prepare`, whose options it takes, and `Prepared.write`."""
+    prepared = prepare(value, **options)
     prepared.write(path)
     return Written(prepared.size_bytes, prepared.source_files)
 
@@ -59,6 +56,9 @@ def prepare(
     by_value: Sequence[str] = (),
     main_globals: dict[str, Any] | None = None,
     names: Mapping[str, object] | None = None,
+    shown_as: ShownAs = str,
+    maps_files: bool = False,
+    is_interrupted: Callable[[], bool] = lambda: True,
 ) -> Prepared:
     """Return a value pickled and ready to be written, its large buffers not copied: it is written as it is at the time of writing.
 
@@ -67,44 +67,85 @@ def prepare(
         devices: what becomes of tensors that are not on the CPU.
         by_value: packages and modules whose functions and classes are shipped as they are here, not imported there.
         main_globals: the notebook's variables: functions that have them as their globals have those of `__main__` where they are
-            loaded, and what is pickled of them by value is found there under its name.
+            loaded, and what is pickled of them by value is found there under its name. None for a value on its way back to a notebook:
+            what `__main__` has a name for, the notebook has by that name.
         names: parts of the value by the names to use in an error's sentence, in the order to search them; else `value` is its name.
+        shown_as: by which file name code is to be known where it is loaded.
+        maps_files: whether an array on a mapped file travels as the name of that file.
+        is_interrupted: whether a KeyboardInterrupt is what its name says, and not something that the value itself raises.
 
     Raises:
         PayloadError: something in it cannot be pickled; its `refusal` says what, where, and what to do.
         OptionError: a module of `by_value` cannot be imported.
     """
-    pickler = _Pickler(devices, main_globals)
-    try:
-        with _shipped_by_value(by_value):
-            pickler.dump((value, pickler.main_names))
-    except (IceNotebookError, MemoryError):
-        raise
-    except Exception as error:
-        refusal = explain_refusal(error, pickler.last, names=names or {"value": value}, by_value=by_value)
-        raise PayloadError.holds(refusal) from (None if isinstance(error, CannotTravel) else error)
-    return Prepared(pickler.stream.parts, pickler.buffers, pickler.storages.segments(), frozenset(pickler.source_files))
+    options = {"shown_as": shown_as, "maps_files": maps_files, "has_same_main": main_globals is None}
+
+    def pickled(by_value: Sequence[str]) -> _Pickler:
+        pickler = _Pickler(devices, main_globals, **options)
+        try:
+            with _shipped_by_value(by_value):
+                pickler.dump((value, pickler.main_names))
+        except (IceNotebookError, MemoryError):
+            raise
+        except BaseException as error:  # of the value's own code, SystemExit too
+            if isinstance(error, KeyboardInterrupt) and is_interrupted():
+                raise
+            refusal = explain_refusal(error, pickler.last, names=names or {"value": value}, by_value=by_value)
+            raise PayloadError.holds(refusal) from (None if isinstance(error, CannotTravel) else error)
+        pickler.check()
+        return pickler
+
+    done = pickled(by_value)
+    lost = local_modules.lost_among(done.modules if main_globals is not None else ())
+    if lost.made_by_hand:
+        done = pickled((*by_value, *lost.made_by_hand))
+    stream = [pickle.dumps(lost.places), *done.stream.parts]
+    return Prepared(stream, done.buffers, done.storages.segments(), frozenset(done.source_files))
 
 
-def load(path: str | os.PathLike[str], *, device: str | None = None) -> Any:
+def load(path: str | os.PathLike[str], *, device: str | None = None, file_names: Mapping[str, str] | None = None) -> Any:
     """Return the value of a file: its large parts are mapped, and read when they are touched.
 
     Args:
         path: a file that `dump` or `Prepared` wrote; it may be unlinked afterwards.
         device: where tensors arrive that were on another device than the CPU with `DeviceTensors.TO_ASSIGNED`; None keeps them on the
             CPU.
+        file_names: by which file name code is to be known here, by the name that it has in the file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ResultError: the file is not a whole one of ours.
+        ResultError: the file is not a whole one of ours, or somebody else's.
     """
-    with open(path, "rb") as file:
-        layout = read_layout(file, path)
-        memory = map_privately(file, layout.starts[-1])
-        inner, outer = layout.starts[: len(layout.buffer_sizes)], layout.starts[len(layout.buffer_sizes) : -1]
-        buffers = (memory[start : start + size] for start, size in zip(inner, layout.buffer_sizes, strict=True))
-        file.seek(layout.starts[-1])
-        return _Unpickler(file, buffers, Loader(memory, layout.segments, outer, device)).load()[0]
+    with _open_value(path) as file:
+        buffers, storages = _read_around(file, path, device)
+        return _Unpickler(file, buffers, storages, file_names or {}).load()[0]
+
+
+def name_of_unloaded(path: str | os.PathLike[str], *, device: str | None = None) -> str | None:
+    """Return the variable of the user's at which `load` fails, None when it is not known."""
+    from ice_notebook import unloaded  # noqa: PLC0415 - when something has gone wrong
+
+    with _open_value(path) as file:
+        buffers, storages = _read_around(file, path, device)
+        return unloaded.name_of_unloaded(file, buffers, _Unpickler(file, (), storages, {}).find_class)
+
+
+def _open_value(path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return open(open_own(path), "rb")
+    except ForeignFileError as error:
+        raise ResultError.foreign(path, error.strerror or "") from None
+
+
+def _read_around(file: BinaryIO, path: str | os.PathLike[str], device: str | None) -> tuple[Iterator[memoryview], Loader]:
+    """Bring the modules that a value needs, and return its buffers and storages; the file is then at its pickle."""
+    layout = read_layout(file, path)
+    memory = map_privately(file, layout.starts[-1])
+    inner, outer = layout.starts[: len(layout.buffer_sizes)], layout.starts[len(layout.buffer_sizes) : -1]
+    buffers = (memory[start : start + size] for start, size in zip(inner, layout.buffer_sizes, strict=True))
+    file.seek(layout.starts[-1])
+    local_modules.bring(pickle.load(file))
+    return buffers, Loader(memory, layout.segments, outer, device)
 
 
 class Prepared:
@@ -171,7 +212,10 @@ class _Stream:
 class _MainGlobals(dict[str, Any]):
     """Stands for the notebook's variables in a stream: loaded, it is the variables of `__main__` there."""
 
+    is_pickled = False
+
     def __reduce__(self) -> tuple[Any, ...]:
+        self.is_pickled = True
         return _main_globals, ()
 
 
@@ -184,38 +228,57 @@ class _MainNames:
     def __init__(self, main_globals: dict[str, Any] | None) -> None:
         self.main_globals = main_globals or {}
         self.found: dict[str, Any] = {}
+        self._n_pickled = 0
 
-    def add(self, value: Any) -> None:
-        name = value.__name__
+    def add(self, value: Any, name: str) -> None:
         if self.main_globals.get(name) is value:
             self.found[name] = value
 
+    def mention(self, names: Iterable[str]) -> None:
+        """Have what these names mean in the notebook bound as well."""
+        for name in names:
+            if name in self.main_globals:
+                self.found.setdefault(name, self.main_globals[name])
+
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled last, and asked only then: by now all names are known.
-        return _bind_in_main, (self.found,)
+        # Pickled last, and asked only then: by now all names are known, but for those that what is mentioned brings along.
+        new = dict(list(self.found.items())[self._n_pickled :])
+        self._n_pickled = len(self.found)
+        return _bind_in_main, ((new, _Rest(self)) if new else ())
+
+
+class _Rest:
+    """Stands for the names that are found while those before are pickled."""
+
+    def __init__(self, names: _MainNames) -> None:
+        self._names = names
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._names.__reduce__()
 
 
 def _main_globals() -> dict[str, Any]:
     return vars(sys.modules["__main__"])
 
 
-def _bind_in_main(found: dict[str, Any]) -> None:
+def _bind_in_main(found: Mapping[str, Any] | None = None, _: None = None) -> None:
     if found:
         _main_globals().update(found)
 
 
-class _Pickler(cloudpickle.Pickler):
-    def __init__(self, devices: DeviceTensors, main_globals: dict[str, Any] | None) -> None:
+class _Pickler(ValuePickler):
+    def __init__(self, devices: DeviceTensors, main_globals: dict[str, Any] | None, **options: Any) -> None:
         self.stream = _Stream()
         self.buffers: list[memoryview] = []
-        super().__init__(self.stream, protocol=5, buffer_callback=self._keep_buffer)
-        self.storages = Dumper(devices)
+        super().__init__(self.stream, protocol=5, buffer_callback=self._keep_buffer, **options)
+        self.storages = Dumper(devices, carries_hooks=main_globals is not None)
         self.main_names = _MainNames(main_globals)
         self.source_files: set[str] = set()
-        self.last: object = None  # what is being reduced: when pickling fails, the object that it failed at
-        self._kinds: dict[type, Kind | None] = {}
+        self._main_globals = main_globals
+        self._stand_in = _MainGlobals()
+        self._has_functions_of_main = False
         if main_globals is not None:
-            _use_main_globals(self, main_globals)
+            _use_main_globals(self, main_globals, self._stand_in)
 
     def _keep_buffer(self, buffer: pickle.PickleBuffer) -> bool:
         raw = buffer.raw()
@@ -224,24 +287,33 @@ class _Pickler(cloudpickle.Pickler):
         self.buffers.append(raw)
         return False
 
-    def reducer_override(self, value: Any) -> Any:
-        self.last = value
-        kind = type(value)
-        if kind not in self._kinds:
-            self._kinds[kind] = kind_of_class(kind)
-        refused = self._kinds[kind]
+    def way_of(self, kind: type) -> Way | None:
+        way = self.way_of_common(kind)
+        if way is not None:
+            return way
+        refused = kind_of_class(kind)
         if refused is not None:
-            return _reduce_standard_stream(value, refused)
-        if self.storages.handles(value):
-            return self.storages.reduce(value)
-        if kind is types.CodeType:
-            # Every function that goes by value comes by here, also those in a class.
-            self.source_files.add(value.co_filename)
-            return NotImplemented
-        reduced = super().reducer_override(value)
-        if reduced is not NotImplemented and isinstance(value, (type, types.FunctionType)):
-            self.main_names.add(value)
-        return reduced
+            return lambda value: _reduce_standard_stream(value, refused)
+        return self.storages.reduce if self.storages.handles(kind) else super().way_of(kind)
+
+    def note_arrival(self, value: Any, name: str) -> None:
+        self.main_names.add(value, name)
+        if isinstance(value, types.FunctionType) and value.__globals__ is self._main_globals:
+            self._has_functions_of_main = True
+
+    def note_mentioned(self, kind: type, names: Iterable[str]) -> None:
+        if kind.__module__ == "__main__":
+            self.main_names.mention(names)
+
+    def check(self) -> None:
+        """Say so when functions of the notebook will have variables of their own, and not those of `__main__`."""
+        if self._has_functions_of_main and not self._stand_in.is_pickled:
+            note_unknown_form("cloudpickle", "the globals of functions", "What one of them assigns, the others may not see.")
+
+    def _reduce_code(self, code: types.CodeType) -> Any:
+        # Every function that goes by value comes by here, also those in a class.
+        self.source_files.add(code.co_filename)
+        return super()._reduce_code(code)
 
 
 def _reduce_standard_stream(value: object, kind: Kind) -> tuple[Any, ...]:
@@ -252,17 +324,21 @@ def _reduce_standard_stream(value: object, kind: Kind) -> tuple[Any, ...]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, buffers: Iterable[memoryview], storages: Loader) -> None:
+    def __init__(self, file: Any, buffers: Iterable[memoryview], storages: Loader, file_names: Mapping[str, str]) -> None:
         super().__init__(file, buffers=buffers)
         self._storages = storages
+        self._file_names = file_names
 
     def find_class(self, module: str, name: str) -> Any:
-        if module == load_storage.__module__ and name == load_storage.__name__:
+        found = super().find_class(module, name)
+        if found is load_storage:
             return self._storages.storage
-        return super().find_class(module, name)
+        if found is load_code and self._file_names:
+            return lambda data: load_code(data, lambda name: self._file_names.get(name, name))
+        return found
 
 
-def _use_main_globals(pickler: Any, main_globals: dict[str, Any]) -> None:
+def _use_main_globals(pickler: Any, main_globals: dict[str, Any], stand_in: _MainGlobals) -> None:
     """Let functions that have the notebook's variables as their globals have those of `__main__` where they are loaded.
 
     `globals_ref` is cloudpickle's own record of the globals it has met, by their id, each with what to pickle in their place (3.0 to
@@ -270,7 +346,7 @@ def _use_main_globals(pickler: Any, main_globals: dict[str, Any]) -> None:
     """
     record = getattr(pickler, "globals_ref", None)
     if isinstance(record, dict):
-        record[id(main_globals)] = _MainGlobals()
+        record[id(main_globals)] = stand_in
 
 
 # cloudpickle's register is one for the process: while one pickles with a module in it, another must not take the module out again.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ice_notebook.descriptions import without_addresses
+from ice_notebook.installed import is_library
 
 NODES = 200_000  # objects looked at: some tenths of a second, on a path that ends in an error anyway
 KEY_CHARACTERS = 40
@@ -29,10 +30,15 @@ class Path:
     user: types.FunctionType | None = None  # the function that refers to the variable at the head of the text
     variable: str = ""
     head: Path | None = None  # the path of that variable alone
+    owner: Path | None = None  # the path of the library's object that the object is a part of: what the user has made
 
     def to(self, suffix: str) -> Path:
         path = self if self.is_inside else replace(self, text=self.text + suffix)
         return replace(path, head=self.head or self)
+
+    def within(self, whole: Path) -> Path:
+        """Return the same path, as one into what a library has put into an object."""
+        return replace(self, owner=whole.owner or whole)
 
     @property
     def inside(self) -> Path:
@@ -44,6 +50,7 @@ class Path:
         return replace(path, head=path)
 
 
+_TRANSPARENT = frozenset({"__main__", "builtins", "types", "functools", "collections", "itertools"})
 # They lead nowhere and are never what stopped a pickler: passed over before a path is made, as a list may hold millions of them.
 _LEAVES = frozenset({int, float, complex, str, bytes, bytearray, bool, type(None), types.ModuleType, types.CodeType, range})
 
@@ -81,10 +88,14 @@ def find(names: Mapping[str, object], *, is_wanted: Callable[[object, int], bool
 def _children(value: Any, path: Path, by_value: Sequence[str]) -> Iterator[tuple[object, Path]]:
     """Yield what pickling a value leads to, with its path: the same things that cloudpickle follows."""
     if isinstance(value, types.FunctionType):
-        if not _goes_by_reference(value, by_value):
+        if goes_by_reference(value, by_value):
+            return
+        if is_library(value.__code__.co_filename):  # a wrapper around something of the user's, who knows that by its own name
+            yield from ((child, path.inside.within(path)) for child, _ in _function_children(value, path))
+        else:
             yield from _function_children(value, path)
     elif isinstance(value, type):
-        if not _goes_by_reference(value, by_value):
+        if not goes_by_reference(value, by_value):
             yield from ((child, path.to(f".{name}")) for name, child in vars(value).items())
             yield from ((base, Path(base.__name__)) for base in value.__bases__)
     elif isinstance(value, types.MethodType):
@@ -100,7 +111,12 @@ def _children(value: Any, path: Path, by_value: Sequence[str]) -> Iterator[tuple
         yield value.keywords, path.to(".keywords")
     else:
         yield from _container_children(value, path)
-        yield from _attributes(value, path)
+        if _is_librarys(type(value)):
+            yield from ((child, child_path.within(path)) for child, child_path in _attributes(value, path))
+        elif path.owner is not None and type(value).__module__ != "builtins":  # an object of the user's inside of a library's
+            yield from ((child, replace(child_path, owner=None)) for child, child_path in _attributes(value, path))
+        else:
+            yield from _attributes(value, path)
         yield type(value), Path(type(value).__name__)
 
 
@@ -125,7 +141,7 @@ def _container_children(value: Any, path: Path) -> Iterator[tuple[object, Path]]
 
 
 def _function_children(function: types.FunctionType, path: Path) -> Iterator[tuple[object, Path]]:
-    for name in _global_names(function.__code__):
+    for name in global_names(function.__code__):
         if name in function.__globals__:
             yield function.__globals__[name], Path.of_variable(name, function)
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
@@ -156,6 +172,14 @@ def _attributes(value: Any, path: Path) -> Iterator[tuple[object, Path]]:
                 yield child, path.to(f".{name}")
 
 
+def _is_librarys(kind: type) -> bool:
+    """Return whether a class is a library's whose objects the user does not see into, as one does into a container."""
+    if kind.__module__ in _TRANSPARENT or kind.__module__.startswith("torch.nn."):
+        return False
+    file = getattr(sys.modules.get(str(kind.__module__)), "__file__", None)
+    return isinstance(file, str) and is_library(file)
+
+
 def _contents(cell: types.CellType) -> Iterable[object]:
     try:
         return (cell.cell_contents,)
@@ -179,14 +203,15 @@ def _item(key: object) -> str:
     return f"[{text}]" if len(text) <= KEY_CHARACTERS else "[…]"
 
 
-def _goes_by_reference(value: Any, by_value: Sequence[str]) -> bool:
+def goes_by_reference(value: Any, by_value: Sequence[str] = ()) -> bool:
+    """Return whether a function or a class is pickled as its name in a module, which the ranks import."""
     module_name = getattr(value, "__module__", None)
     if not isinstance(module_name, str) or module_name == "__main__":
         return False
     if any(module_name == name or module_name.startswith(f"{name}.") for name in by_value):
         return False
     found: Any = sys.modules.get(module_name)
-    for part in value.__qualname__.split("."):
+    for part in str(getattr(value, "__qualname__", getattr(value, "__name__", ""))).split("."):
         found = getattr(found, part, None)
     return found is value
 
@@ -207,7 +232,8 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes(constant)
 
 
-def _global_names(code: types.CodeType) -> Iterable[str]:
+def global_names(code: types.CodeType) -> Iterable[str]:
+    """Return the variables from outside that a function and those inside it mention."""
     operations = (operation for part in _codes(code) for operation in dis.get_instructions(part))
     return dict.fromkeys(operation.argval for operation in operations if operation.opname in _GLOBAL_OPERATIONS)
 

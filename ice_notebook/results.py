@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import linecache
 import operator
 import os
 import shutil
@@ -39,6 +42,13 @@ class Values:
         self._folder = folder
         self._loaded: dict[tuple[int, int], Any] = {}
         self._loading = threading.Lock()
+        self._is_let_go = False
+
+    def let_go(self) -> None:
+        """Take note that the values are gone; those in the run folder stay."""
+        with self._loading:
+            self._is_let_go = True
+            self._loaded.clear()
 
     def has(self, attempt: int, rank: RankState) -> bool:
         """Return whether a rank has a value that is still there."""
@@ -60,14 +70,24 @@ class Values:
             if (attempt, rank.rank) not in self._loaded:
                 kept = self._folder.result_file(attempt, rank.rank)
                 try:
-                    self._loaded[attempt, rank.rank] = pickles.load(rank.value.path if os.path.exists(rank.value.path) else kept)
+                    path = rank.value.path if os.path.exists(rank.value.path) else kept
+                    self._loaded[attempt, rank.rank] = pickles.load(path, file_names=self._file_names())
                 except FileNotFoundError:
-                    raise ResultError.not_kept(rank.rank) from None
-                except ResultError:
+                    error = ResultError.let_go if self._is_let_go else ResultError.not_kept
+                    raise error(rank.rank) from None
+                except (ResultError, KeyboardInterrupt):
                     raise
-                except Exception as error:  # what unpickling raises is up to the classes of the value
-                    raise ResultError.cannot_load(rank.rank, error) from error
+                except BaseException as problem:  # what unpickling raises is up to the classes of the value
+                    raise ResultError.cannot_load(rank.rank, problem) from problem
             return self._loaded[attempt, rank.rank]
+
+    def _file_names(self) -> dict[str, str]:
+        """Return the files of those cells that this notebook has, by the names that ranks know their code by."""
+        try:
+            sources = json.loads(self._folder.sources_file.read_bytes())
+        except (OSError, ValueError):  # a folder that was cut short: code keeps the names that it has there
+            return {}
+        return {shown: file for shown, (_, _, *files) in sources.items() for file in files if file in linecache.cache}
 
     def save(self, attempt: int, rank: RankState) -> Path | None:
         """Bring a rank's value into the run folder, and return where it is; None when there is none to bring.
@@ -83,8 +103,9 @@ class Values:
             shutil.copyfile(rank.value.path, partial)
             partial.rename(target)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise ResultError.no_room(rank.rank, rank.value.size_bytes) from error
+            with contextlib.suppress(OSError):  # the folder is gone as well
+                partial.unlink()
+            raise ResultError.unwritten(rank.rank, rank.value.size_bytes, error) from error
         return target
 
 

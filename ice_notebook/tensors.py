@@ -7,17 +7,22 @@ process without it has no tensors.
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import ctypes
 import enum
 import importlib
 import sys
+import warnings
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ice_notebook.refusals import CannotTravel, device_kind
 from ice_notebook.value_files import ALIGNMENT, SegmentRow
+
+_NOT_FOR_PICKLES = "__torch_unserializable__"  # put on a hook by torch.utils.hooks.unserializable_hook
 
 
 class DeviceTensors(enum.Enum):
@@ -34,17 +39,14 @@ class DeviceTensors(enum.Enum):
 class Dumper:
     """Reduces tensors and storages, and knows afterwards what of the storages is to be written."""
 
-    def __init__(self, devices: DeviceTensors) -> None:
+    def __init__(self, devices: DeviceTensors, *, carries_hooks: bool = False) -> None:
         self.devices = devices
+        self._carries_hooks = carries_hooks  # those of tensors: torch itself never pickles them
         self._storages: dict[int, _Storage] = {}
-        self._kinds: dict[type, bool] = {}
 
-    def handles(self, value: object) -> bool:
-        """Return whether a value is a tensor or a storage."""
-        kind = type(value)
-        if kind not in self._kinds:
-            self._kinds[kind] = _is_torchs(kind) and kind not in copyreg.dispatch_table
-        return self._kinds[kind]
+    def handles(self, kind: type) -> bool:
+        """Return whether it is a class of tensors or storages."""
+        return _is_torchs(kind) and kind not in copyreg.dispatch_table
 
     def reduce(self, value: Any) -> Any:
         """Return what a tensor or a storage is pickled as.
@@ -59,8 +61,13 @@ class Dumper:
         if self.devices is DeviceTensors.REFUSE and stored.device.type not in {"cpu", "meta"}:
             raise CannotTravel(value, device_kind(stored.device))
         if isinstance(value, torch.Tensor):
-            reduced = value.__reduce_ex__(5)
-            return (*self._refer(*reduced[:2]), *reduced[2:]) if isinstance(reduced, tuple) else reduced
+            hooks = _hooks_of(value) if self._carries_hooks else {}
+            with _without_warning_of_hooks() if hooks else contextlib.nullcontext():
+                reduced = value.__reduce_ex__(5)
+            if not isinstance(reduced, tuple):
+                return reduced
+            referred = (*self._refer(*reduced[:2]), *reduced[2:])
+            return (*referred, hooks, None, None, fill_hooks) if hooks and len(referred) == 2 else referred
         if stored.device.type == "meta":  # it has no bytes
             return NotImplemented
         return (_load_typed, (self._whole(stored), value.dtype)) if is_typed else (_load_untyped, (self._whole(stored),))
@@ -112,6 +119,26 @@ def _is_torchs(kind: type) -> bool:
         return torch is not None and issubclass(kind, (torch.Tensor, torch.UntypedStorage, torch.storage.TypedStorage))
     except AttributeError:  # torch is only half imported, in another thread: no tensor exists yet
         return False
+
+
+def _hooks_of(tensor: Any) -> dict[str, Any]:
+    """Return the hooks of a tensor, by the attribute that holds them, without those that say that they do not travel."""
+    held = {name: getattr(tensor, name, None) or {} for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
+    told = {name: {key: hook for key, hook in hooks.items() if not hasattr(hook, _NOT_FOR_PICKLES)} for name, hooks in held.items()}
+    return {name: OrderedDict(hooks) for name, hooks in told.items() if hooks}
+
+
+def fill_hooks(tensor: Any, hooks: dict[str, Any]) -> None:
+    """Give a tensor its hooks."""
+    for name, held in hooks.items():
+        setattr(tensor, name, held)
+
+
+@contextlib.contextmanager
+def _without_warning_of_hooks() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "backward hook", UserWarning)  # that they are not pickled: here they are
+        yield
 
 
 class _Reference:

@@ -6,20 +6,17 @@ import builtins
 import linecache
 import os
 import re
-import site
-import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from types import FrameType, TracebackType
 
 from ice_notebook.descriptions import without_addresses
-from ice_notebook.protocol import Excerpt, Failure, Frame
+from ice_notebook.errors import IceNotebookError, printable
+from ice_notebook.installed import is_library
+from ice_notebook.protocol import HEADLINE_CHARACTERS, LINE_CHARACTERS, Excerpt, Failure, Frame
 
-HEADLINE_CHARACTERS = 500
 TRACEBACK_BYTES = 64 * 1024
 EXCERPT_LINES = 5
-LINE_CHARACTERS = 300
 # A recursion's thousand frames say no more than its ends do.
 OUTER_FRAMES = 12
 INNER_FRAMES = 12
@@ -73,7 +70,7 @@ def failure_from_exception(error: BaseException, labels: Mapping[str, str], *, a
             is_communication=is_communication(error),
             at=at,
         )
-    except Exception as problem:  # user classes and loaders run in here, and a rank must always be able to say that it failed
+    except BaseException as problem:  # user classes and loaders run in here, and a rank must always be able to say that it failed
         text = f"{name} (it cannot be described: {type(problem).__name__} came up)"
         return Failure(kind="raised", headline=text, type_name=name, traceback=text, at=at)
 
@@ -81,6 +78,23 @@ def failure_from_exception(error: BaseException, labels: Mapping[str, str], *, a
 def users_traceback(error: BaseException) -> TracebackType | None:
     """Return the traceback of an exception without the frames that called the user's code; None where nothing else is in it."""
     return _skip_machinery(error.__traceback__)
+
+
+def has_users_frames(error: BaseException) -> bool:
+    """Return whether an exception came up in the user's code, or in what that called."""
+    return any(not is_library(frame.f_code.co_filename) for frame, _ in _walk(error.__traceback__))
+
+
+def cut_handler(error: BaseException) -> None:
+    """Take our own innermost frames out of a traceback: those of the signal handler that has raised where the user's code stood."""
+    last: TracebackType | None = None
+    tb = error.__traceback__
+    while tb is not None:
+        if not tb.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
+            last = tb
+        tb = tb.tb_next
+    if last is not None:
+        last.tb_next = None
 
 
 def is_communication(error: BaseException) -> bool:
@@ -181,7 +195,7 @@ def _place(frame: FrameType, line: int, labels: Mapping[str, str]) -> _Place:
     file = frame.f_code.co_filename
     module = str(frame.f_globals.get("__name__", ""))
     # A torch built and installed in its source folder is a library as well.
-    is_users = file in labels or not (_is_library(file) or module.partition(".")[0] == "torch")
+    is_users = file in labels or not (is_library(file) or module.partition(".")[0] == "torch")
     where = labels.get(file) or (_local_file(file, module) if is_users else module or _stem(file))
     source = linecache.getline(file, line, frame.f_globals).strip()
     function = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)  # co_qualname: Python 3.11
@@ -197,7 +211,7 @@ def _place(frame: FrameType, line: int, labels: Mapping[str, str]) -> _Place:
 
 def _syntax_error_place(error: SyntaxError, labels: Mapping[str, str]) -> _Place:
     file, line = str(error.filename), int(error.lineno or 0)
-    is_users = file in labels or not _is_library(file)
+    is_users = file in labels or not is_library(file)
     frame = Frame(
         where=_text(labels.get(file) or _stem(file) + ".py" * file.endswith(".py"), LINE_CHARACTERS),
         line=line,
@@ -206,20 +220,6 @@ def _syntax_error_place(error: SyntaxError, labels: Mapping[str, str]) -> _Place
         is_users=is_users,
     )
     return _Place(frame, file, is_cell=file in labels)
-
-
-def _is_library(file: str) -> bool:
-    if file.startswith("<frozen "):
-        return True
-    parts = file.split(os.sep)
-    return "site-packages" in parts or "dist-packages" in parts or file.startswith((_OWN_FOLDER, *_library_folders()))
-
-
-@lru_cache(maxsize=1)
-def _library_folders() -> tuple[str, ...]:
-    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
-    folders |= {site.getusersitepackages()} if site.ENABLE_USER_SITE else set()
-    return tuple(os.path.join(folder, "") for each in folders if each for folder in {each, os.path.realpath(each)})
 
 
 def _local_file(file: str, module: str) -> str:
@@ -246,6 +246,8 @@ def _excerpt(places: Sequence[_Place], *, of_last: bool) -> Excerpt | None:
         if failing > len(lines):  # no source: made by exec, or the file is gone
             continue
         first = max(1, min(failing - EXCERPT_LINES // 2, len(lines) - EXCERPT_LINES + 1))
+        # A launched cell begins with an empty line for each magic's.
+        first = next((number for number in range(first, failing) if any(line.strip() for line in lines[:number])), failing)
         shown = tuple(_text(line.rstrip(), LINE_CHARACTERS) for line in lines[first - 1 : first - 1 + EXCERPT_LINES])
         return Excerpt(where=place.frame.where, first=first, lines=shown, failing=failing)
     return None
@@ -277,7 +279,7 @@ def _headline(error: BaseException, labels: Mapping[str, str], *, with_leaf: boo
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:
+    except BaseException:
         return "(its message cannot be read: its __str__ raises)"
 
 
@@ -294,11 +296,12 @@ def _first_leaf(error: BaseException) -> BaseException:
 def _full_traceback(error: BaseException, labels: Mapping[str, str]) -> str:
     tb = _skip_machinery(error.__traceback__)
     try:
-        text = "".join(traceback.format_exception(type(error), error, tb or error.__traceback__))
-    except Exception as problem:  # a class may lie about anything that traceback reads, __cause__ and __notes__ included
+        shown = tb if isinstance(error, IceNotebookError) else tb or error.__traceback__
+        text = "".join(traceback.format_exception(type(error), error, shown))
+    except BaseException as problem:  # a class may lie about anything that traceback reads, __cause__ and __notes__ included
         frames = "".join(traceback.format_tb(tb))
         text = f"{frames}{type(error).__name__} (its traceback cannot be written in full: {type(problem).__name__})\n"
-    return cut_middle(_sendable(_labelled(text.rstrip("\n"), labels)), TRACEBACK_BYTES)
+    return cut_middle(printable(_labelled(text.rstrip("\n"), labels)), TRACEBACK_BYTES)
 
 
 def _labelled(text: str, labels: Mapping[str, str]) -> str:
@@ -315,13 +318,8 @@ def _scrubbed(text: str) -> str:
 
 
 def _text(text: str, limit: int) -> str:
-    text = _sendable(text)
+    text = printable(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _sendable(text: str) -> str:
-    # Lone surrogates, which file names that are not UTF-8 bring along, cannot be written as JSON.
-    return text.encode(errors="backslashreplace").decode()
 
 
 def _is_broken_connection(error: BaseException) -> bool:

@@ -122,6 +122,7 @@ def write_file(path: StrPath, layout: Layout, parts: Callable[[], Iterable[Itera
     try:
         descriptor = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)  # whatever the umask of the user's code takes away: the notebook is to read it
             _write(descriptor, _with_padding(layout, parts()))
         finally:
             os.close(descriptor)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import HANG_S, Kernel, wait_until
 
-from ice_notebook import ElasticLauncher, store
+from ice_notebook import ElasticLauncher, shared_values
 from ice_notebook.errors import PayloadError
 
 DEFINITIONS = """
@@ -77,16 +77,46 @@ def test_an_instance_of_a_cells_class_comes_back_as_one_of_the_notebooks_class(c
         ("None", "caught", "is a Run, a handle on processes of this notebook."),
     ],
 )
-def test_what_cannot_travel_is_refused_by_name_and_line_before_anything_starts(cells: Kernel, statement, name, is_a):
+def test_what_cannot_travel_is_refused_by_name_and_line_before_anything_starts(cells: Kernel, tmp_path, statement, name, is_a):
     variable = name.partition("[")[0]
-    cells.run(f"import ice_notebook.store, os\n{statement}")
-    left = "(sorted(os.listdir(ice_notebook.store.cache_dir())), sorted(os.listdir(ice_notebook.store.SHARED_MEMORY)))"
+    cells.run(f"import ice_notebook.store, ice_notebook.shared_values, os, pathlib\n{statement}")
+    of_the_system = "ice_notebook.shared_values.SHARED_MEMORY = pathlib.Path('/dev/shm')"
+    cells.run(of_the_system.replace("/dev/shm", str(tmp_path)))  # others use that meanwhile
+    left = "(sorted(os.listdir(ice_notebook.store.cache_dir())), sorted(os.listdir(ice_notebook.shared_values.SHARED_MEMORY)))"
     before = cells.value(left)
     outcome = cells.run(f"%%elastic_launch devices=cpu:0-1 -o never\ndef use():\n    one = 1\n    return {variable}, one")
     assert outcome.error.startswith(f"PayloadError: `{name}` cannot be sent to the ranks: it {is_a}"), outcome.error
     assert outcome.error.endswith(f"`use` uses it in line 4: return {variable}, one"), outcome.error
     assert cells.value(left) == before
     assert cells.value("'never' in globals()") is False
+    cells.run(of_the_system)
+
+
+def test_what_cannot_be_loaded_in_the_ranks_is_told_by_name_with_its_line(cells: Kernel):
+    cells.run(
+        "class Broken:\n    def __setstate__(self, state):\n        raise ValueError('not here')\nbroken = Broken()\nbroken.x = 1"
+    )
+    outcome = cells.run("%%elastic_launch devices=cpu dist_init=no\ndef use():\n    return scale, broken")
+    assert outcome.error.startswith(
+        "RunFailed: rank 0: LoadError: `broken` could not be loaded in the ranks: ValueError: not here."
+    ), outcome.error
+    assert "----> 3         raise ValueError('not here')" in outcome.error
+    assert "ice_notebook" not in outcome.error
+
+
+def test_lines_are_those_of_the_whole_cell_with_magics_above_ours(cells: Kernel):
+    outcome = cells.run("%%time\n%%elastic_launch devices=cpu dist_init=no\ndef use():\n    return no_such_name")
+    assert "line 4)" in outcome.error.splitlines()[0], outcome.error
+    assert "      3 def use():\n----> 4     return no_such_name" in outcome.error
+    assert "      1" not in outcome.error, "no line for a magic"
+
+
+def test_a_function_that_wants_a_number_is_refused_with_what_to_write(cells: Kernel):
+    outcome = cells.run("%%elastic_launch devices=cpu:0-1\ndef main(rank, world_size):\n    return rank == 0")
+    assert outcome.error == (
+        "CellError: `main` requires rank and world_size, which are not passed: a launched function gets a launcher. "
+        "Write `def main(launcher)`, and use launcher.rank and launcher.world_size."
+    )
 
 
 def test_a_body_takes_what_it_mentions_and_what_it_assigns_first_is_its_own(cells: Kernel):
@@ -197,7 +227,9 @@ def test_a_big_tensor_is_written_once_mapped_by_every_rank_and_unlinked_when_it_
         )
 
     wait_until(lambda: waits(0))
-    assert list(shared.iterdir()) == [payload], "one file for both ranks, and a further attempt will need it"
+    assert [path for path in shared.iterdir() if path.name != ".owner"] == [payload], (
+        "one file for both ranks, and a further attempt will need it"
+    )
     assert 64 << 20 < payload.stat().st_size < 65 << 20
     inode = str(payload.stat().st_ino)
     gates[0].touch()
@@ -223,7 +255,7 @@ def test_a_launch_that_is_refused_from_python_leaves_no_file_and_no_process(
     def work():
         return guard
 
-    monkeypatch.setattr(store, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shared_values, "SHARED_MEMORY", tmp_path)
     threads = threading.active_count()
     launcher = ElasticLauncher("cpu:0-1", ui="none")
     with pytest.raises(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from disks import mounted, needs_root
 from support import HANG_S, Kernel, python, wait_until
 
-from ice_notebook import ElasticLauncher, Run, RunFailed, store
+from ice_notebook import ElasticLauncher, Run, RunFailed, shared_values
 from ice_notebook.errors import LaunchError, ResultError, RunStopped
 
 MIB = 1 << 20
@@ -102,6 +102,32 @@ def test_a_value_that_cannot_travel_is_told_by_rank_and_object_and_the_others_ar
     assert "result['guard'] is a lock" in repr(run)
 
 
+def test_a_value_that_leaves_the_program_when_it_is_looked_at_costs_neither_the_run_nor_itself(launch):
+    def work(launcher):
+        class Value:
+            what = launcher.rank
+
+            def __repr__(self):
+                raise SystemExit(3)
+
+            def _repr_html_(self):
+                raise KeyboardInterrupt
+
+            def __reduce__(self):
+                if launcher.rank == 1:
+                    raise KeyboardInterrupt
+                return str, ("arrived",)
+
+        return Value()
+
+    run = launch(work, ElasticLauncher("cpu"), dist_init="no")
+    assert run.phase == "succeeded", run
+    assert run.results[0] == "arrived"
+    assert "rank 0: <repr failed: SystemExit>" in repr(run)
+    with pytest.raises(ResultError, match=r"rank 1 cannot be sent back: it is a Value, and pickling it raised KeyboardInterrupt\."):
+        run.results[1]
+
+
 def test_a_value_that_cannot_be_loaded_here_says_so(launch, tmp_path):
     (tmp_path / "only_in_the_rank.py").write_text("class Thing:\n    pass\n")
 
@@ -174,29 +200,13 @@ def small_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pa
     """Shared memory of 32 MiB."""
     path = tmp_path / "shared memory"
     with mounted(path, 32):
-        monkeypatch.setattr(store, "SHARED_MEMORY", path)
+        monkeypatch.setattr(shared_values, "SHARED_MEMORY", path)
         yield path
 
 
-class mounted:
-    """A file system of its own with a size in MiB."""
-
-    def __init__(self, path: Path, size_mib: int) -> None:
-        self.path, self.size_mib = path, size_mib
-
-    def __enter__(self) -> None:
-        self.path.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.size_mib}m", "tmpfs", str(self.path)], check=True)
-
-    def __exit__(self, *_: object) -> None:
-        subprocess.run(["umount", "--lazy", str(self.path)], check=True)  # values may still be mapped
-
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
-
-
 def files_below(path: Path) -> list[Path]:
-    return sorted(found for found in path.rglob("*") if found.is_file())
+    """Return the files below a folder, but for the one by which a folder's owner is known."""
+    return sorted(found for found in path.rglob("*") if found.is_file() and found.name != ".owner")
 
 
 @pytest.mark.root
@@ -298,7 +308,7 @@ def test_a_rank_that_is_killed_while_it_writes_leaves_nothing_that_counts(launch
         run.results[0]
     shared = Path(run.plan.shared_dir)
     assert not (shared / "0.0").exists()
-    assert list(shared.iterdir()) == [], "what it had written is memory, and is given back"
+    assert files_below(shared) == [], "what it had written is memory, and is given back"
     assert not list(run.folder.rglob("*.part"))
 
 
@@ -356,7 +366,7 @@ def test_a_kernel_that_is_shut_down_leaves_no_values(kernel: Kernel):
     outcome = kernel.run("%%elastic_launch devices=cpu dist_init=no -o run\nimport torch\ntorch.arange(1000)")
     assert not outcome.error, outcome.error
     values = Path(kernel.value("run.plan.shared_dir"))
-    assert [path.name for path in values.iterdir()] == ["0.0"]
+    assert [path.name for path in files_below(values)] == ["0.0"]
     process = psutil.Process(kernel.pid)
     kernel.client.shutdown()
     wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)

@@ -179,6 +179,8 @@ def test_await_beside_a_function_is_refused_and_inside_of_it_is_not():
         (lambda: 0, False),
         (lambda epochs=3: 0, False),
         (lambda *args, **kwargs: 0, False),
+        (lambda lora_rank: 0, True),
+        (lambda model: 0, True),
         (print, False),
     ],
 )
@@ -195,7 +197,55 @@ def test_a_function_that_requires_more_is_refused_with_the_names(function, names
         cells.arguments_for(function, "launcher")
 
 
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda rank: 0, "requires rank, which is not passed: .* use launcher.rank."),
+        (
+            lambda rank, world_size: 0,
+            "requires rank and world_size, which are not passed: .* use launcher.rank and launcher.world_size.",
+        ),
+        (lambda local_rank, epochs=3: 0, "use launcher.local_rank."),
+        (lambda gpu: 0, "use launcher.assigned_device."),
+        (lambda i: 0, "use launcher.rank."),
+        (lambda node_rank: 0, "use launcher.group_rank."),
+        (lambda proc_rank: 0, "use launcher.rank."),
+        (lambda device_id: 0, "use launcher.assigned_device."),
+        (lambda rank, global_rank: 0, "use launcher.rank."),
+        (lambda rank, lr: 0, "requires rank and lr: a launched function gets the launcher"),
+    ],
+)
+def test_a_parameter_that_other_launchers_give_a_number_is_refused_with_what_stands_for_it(function, said):
+    with pytest.raises(CellError, match=said):
+        cells.arguments_for(function, "launcher")
+
+
+def test_a_parameter_that_is_said_to_be_plain_is_not_given_the_launcher():
+    def train(steps: int):
+        pass
+
+    with pytest.raises(
+        CellError, match=r"`train` requires `steps: int`, and a launched function gets a launcher. Give the value as args="
+    ):
+        cells.arguments_for(train, "launcher")
+
+
 # ---- which names a body takes from the notebook ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="syntax of Python 3.12")
+@pytest.mark.parametrize("source", ["def f[T](x: T) -> T: return x", "class A[T]:\n    x: T", "type X[T] = list[T]\nX"])
+def test_parameters_of_generics_are_a_cells_own(source):
+    assert [name for name in free_names(ast.parse(source)) if name != "list"] == []
+
+
+def test_a_body_takes_a_name_of_pythons_own_that_has_another_meaning_in_the_notebook():
+    assert body("input + sum([3, 4])", input=5, sum=sum) == 12
+
+
+def test_a_body_takes_what_its_texts_mention_where_they_are_evaluated():
+    assert body("limit = 2\neval('threshold + limit')", threshold=3, limit=1, unused=4) == 5
+    assert set(read("eval('a + 1')\n'c'").body_task({"a": 1, "c": 2, "eval": eval}).names) == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -205,13 +255,17 @@ def test_a_function_that_requires_more_is_refused_with_the_names(function, names
         ("x = 1\nx", []),
         ("x = x + 1", ["x"]),
         ("x += 1", ["x"]),
-        ("x: int = 1\nx", []),
+        ("x: int = 1\nx", ["int"]),
         ("x: T\nx", ["T", "x"]),
-        ("print(len([]))", []),
+        ("print(len([]))", ["print", "len"]),
         ("(y := x) + y", ["x"]),
         ("a, *b = c\na, b", ["c"]),
         ("a.b = c\nd[e] = f", ["c", "a", "f", "d", "e"]),
         ("del x\nx", ["x"]),
+        ("del x", ["x"]),
+        ("del x.y, z['k']", ["x", "z"]),
+        ("x = 1\ndel x", []),
+        ("if a:\n    del x", ["a", "x"]),
         ("x = 1\ndel x\nx", ["x"]),
         # imports
         ("import a.b, c as d\na, d, c", ["c"]),
@@ -222,9 +276,9 @@ def test_a_function_that_requires_more_is_refused_with_the_names(function, names
         ("x = 1 if a else b", ["a", "b"]),
         ("for i in a:\n    x = i\nx, i", ["a", "x", "i"]),
         ("while a:\n    x = 1\nx", ["a", "x"]),
-        ("try:\n    import a\nexcept ImportError:\n    a = None\na", []),
+        ("try:\n    import a\nexcept ImportError:\n    a = None\na", ["ImportError"]),
         ("try:\n    x = f()\nexcept E as e:\n    pass\nx", ["f", "E", "x"]),
-        ("try:\n    x = f()\nexcept E as e:\n    print(e)", ["f", "E"]),
+        ("try:\n    x = f()\nexcept E as e:\n    print(e)", ["f", "print", "E"]),
         ("try:\n    x = 1\nfinally:\n    y = 2\nx, y", []),
         ("with a as b, c:\n    x = b\nx", ["a", "c"]),
         (
@@ -236,6 +290,9 @@ def test_a_function_that_requires_more_is_refused_with_the_names(function, names
         ("def f():\n    return x\nx = 1\nf()", ["x"]),
         ("def f():\n    x = 1\n    return x", []),
         ("def f():\n    global x\n    x = 1", ["x"]),
+        ("def f():\n    x = 1\n    del x", []),
+        ("class A:\n    x = 1\n    def f(self):\n        return x", ["x"]),
+        ("class A:\n    x = 1\n    y = x", []),
         ("@decorate\ndef f(a: A) -> R: pass", ["decorate", "A", "R"]),
         ("f = lambda a, b=c: a + b + d", ["c", "d"]),
         ("class A:\n    def load(self):\n        return load()", ["load"]),

@@ -248,3 +248,31 @@ def test_an_attribute_for_every_name_is_no_html_method():
 def test_arrays_read_as_their_own_summary():
     numpy = pytest.importorskip("numpy")
     assert describe(numpy.arange(1_000_000))[1] == repr(numpy.arange(1_000_000))
+
+
+class Leaves:
+    def __repr__(self):
+        raise SystemExit(3)
+
+    def _repr_html_(self):
+        raise SystemExit(4)
+
+
+class LyingList(list):
+    def __len__(self):
+        raise SystemExit(5)
+
+
+def test_a_value_that_leaves_the_program_when_it_is_looked_at_is_named_as_one_that_raises():
+    assert describe(Leaves()) == ("Leaves", "<repr failed: SystemExit>", "")
+    assert describe([1, Leaves()])[1] == "[1, <repr failed: SystemExit>]"
+    assert describe_text(LyingList([1])) == "<repr failed: SystemExit>"
+
+
+def test_an_interrupt_while_a_value_is_looked_at_is_one():
+    class Slow:
+        def __repr__(self):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        describe_text([Slow()])

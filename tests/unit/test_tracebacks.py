@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from ice_notebook import installed, tracebacks
 from ice_notebook import protocol as p
-from ice_notebook import tracebacks
 from ice_notebook.tracebacks import cut_middle, failure_from_exception, is_communication
 
 
@@ -148,7 +148,8 @@ def _own_module(name: str, tmp_path: Path, source: str, monkeypatch: pytest.Monk
     """A module that stands inside of the package, as the rank's bootstrap does."""
     file = tmp_path / f"{name.rpartition('.')[2]}.py"
     module = types.ModuleType(name)
-    monkeypatch.setattr(tracebacks, "_OWN_FOLDER", f"{tmp_path}/")
+    for owner in (tracebacks, installed):
+        monkeypatch.setattr(owner, "_OWN_FOLDER", f"{tmp_path}/")
     exec(compile(source, str(file), "exec"), module.__dict__)
     return module
 
