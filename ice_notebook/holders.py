@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from ice_notebook import processes, store
+from ice_notebook import processes, upkeep
 from ice_notebook import protocol as p
 from ice_notebook.errors import format_size, join
 from ice_notebook.machine import Gpu
@@ -84,7 +84,7 @@ class Use:
 def look(gpus: Iterable[Gpu]) -> dict[str, Use]:
     """Return what GPUs do now and for whom, by UUID."""
     gpus = tuple(gpus)
-    return uses_from_readings(read_now(gpus), store.live_plans()) if gpus else {}
+    return uses_from_readings(read_now(gpus), upkeep.live_plans()) if gpus else {}
 
 
 def held(gpus: Iterable[Gpu]) -> dict[str, str]:

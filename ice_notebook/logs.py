@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ice_notebook.log_files import Hit, LogFile
+from ice_notebook.log_files import Hit, LogFile, read_end
+from ice_notebook.rank_output import RankOutput
 from ice_notebook.terminal import MAX_COLUMNS, REDRAWN, Terminal, plain_text
 
 RING_LINES = 5_000
@@ -83,6 +84,7 @@ class _RankLog:
     files: dict[int, LogFile] = field(default_factory=dict)  # by attempt
     notes: dict[int, str] = field(default_factory=dict)  # lines that we wrote, by their number
     offset: int = 0  # how much of the newest file was read or left out
+    is_kept: bool = True  # what comes is in the file, whose disk may be full
     terminal: Terminal = field(default_factory=Terminal)
     blocks: deque[tuple[int, list[str]]] = field(default_factory=deque)  # finished lines by their first number
     n_lines: int = 0
@@ -98,11 +100,23 @@ class _RankLog:
     def end(self) -> int:
         return self.terminal.end
 
-    def feed(self, data: bytes, keep: int) -> None:
-        """Take bytes; they are read when somebody asks, and if they are more than twice as many as are to be kept, only the last of them."""
+    def feed(self, data: bytes, keep: int, *, is_kept: bool) -> None:
+        """Take bytes; they are read when somebody asks, and if they are more than twice as many as `keep`, only the last of them.
+
+        Those that are not kept in the file count as lines, and move nothing in it.
+        """
+        self.turn(is_kept=is_kept)
         self.pending += data
         if len(self.pending) > 2 * keep:
             self._cut(len(self.pending) - keep)
+
+    def turn(self, *, is_kept: bool) -> None:
+        """Take note of whether what comes from now on is in the file."""
+        if self.is_kept is not is_kept:
+            self.settle()
+            self.is_kept = is_kept
+            if is_kept:
+                self.file.mark(self.terminal.last, self.offset, is_needed=True, is_after_gap=True)
 
     def settle(self) -> None:
         """Read what is pending."""
@@ -138,10 +152,12 @@ class _RankLog:
         self.restart(note=f"attempt {attempt + 1}")
         self.attempt = attempt
         self.offset = 0
+        self.is_kept = True
         self.file = self.files[attempt] = LogFile(path, self.terminal.first)
 
     def miss(self, n_bytes: int) -> None:
         """Leave out bytes that are in the file only."""
+        self.turn(is_kept=True)
         self.settle()
         newlines, after = self.file.count_newlines(self.offset, self.offset + n_bytes)
         self.offset += n_bytes
@@ -217,6 +233,8 @@ class _RankLog:
         first = self.terminal.first
         self._keep(first, self.terminal.feed(data))
         self.changed = min(self.changed, self.terminal.changed)
+        if not self.is_kept:
+            return
         self.offset += len(data)
         newline = data.rfind(b"\n")
         if newline >= 0 and self.terminal.is_at_end:
@@ -252,10 +270,10 @@ class _RankLog:
         # Without a newline it is a progress bar: all its states are the same line.
         lines = self.pending.count(b"\n", 0, end)
         del self.pending[:end]
-        self.offset += end
+        self.offset += end * self.is_kept
         if lines:
             self.restart(lines)
-            self.file.mark(self.terminal.first, self.offset, is_needed=True)
+            self.file.mark(self.terminal.first, self.offset, is_needed=True, is_after_gap=not self.is_kept)
 
 
 def _size_text(n: int) -> str:
@@ -269,17 +287,31 @@ class RunLogs:
         self.path_of = path_of
         self._lock = threading.Lock()
         self._ranks: dict[int, _RankLog] = {}
+        self._outputs: dict[tuple[int, int], RankOutput] = {}  # by attempt and rank
         self._cursors: weakref.WeakSet[Cursor] = weakref.WeakSet()
         self._looks = 0  # so often somebody has asked for output
 
-    def feed(self, attempt: int, rank: int, data: bytes, missed: int = 0) -> None:
-        """Take the next bytes of a rank. `missed` bytes before them were left out by the sender.
+    def feed(self, attempt: int, rank: int, data: bytes, missed: int = 0, *, is_kept: bool = True, is_stderr: bool = False) -> None:
+        """Take the next bytes of a rank. `missed` bytes before them were left out by the sender, and are in the log file.
+
+        With `is_kept=False` there was no room in the log file for the bytes themselves.
 
         A new attempt begins with a note; what still comes of an old one is left to its file.
         """
         with self._lock:
+            self._output(attempt, rank).feed(data, missed, is_kept=is_kept, is_stderr=is_stderr)
             keep = min(PENDING_BYTES, max(LEAST_PENDING_BYTES, TICK.bytes // max(1, len(self._ranks))))
-            self._feed(attempt, rank, data, missed, keep)
+            self._feed(attempt, rank, data, missed, keep, is_kept=is_kept)
+
+    def outputs(self) -> dict[tuple[int, int], RankOutput]:
+        """Return all that was printed so far, by attempt and rank, for whoever shows all of it."""
+        with self._lock:
+            return dict(self._outputs)
+
+    def _output(self, attempt: int, rank: int) -> RankOutput:
+        if (attempt, rank) not in self._outputs:
+            self._outputs[attempt, rank] = RankOutput(self.path_of(attempt, rank))
+        return self._outputs[attempt, rank]
 
     def take_file(self, attempt: int, rank: int) -> None:
         """Take what the file of an attempt that is over holds: its end at once, the rest when somebody asks."""
@@ -295,15 +327,32 @@ class RunLogs:
         except OSError:  # it was never begun, or is gone
             return
         with self._lock:
+            self._output(attempt, rank).take_all()
             self._feed(attempt, rank, tail, skipped, keep=TAIL_BYTES)
 
-    def _feed(self, attempt: int, rank: int, data: bytes, missed: int, keep: int) -> None:
+    def take_rest(self, attempt: int, rank: int) -> None:
+        """Take what the log file holds beyond what was fed: whoever fed it is gone, and has left that out."""
+        with self._lock:
+            self._output(attempt, rank).take_all()
+            log = self._log(attempt, rank)
+            if attempt < log.attempt:
+                return
+            log.settle()
+            try:
+                left = log.file.path.stat().st_size - log.offset
+            except OSError:  # it was never begun, or is gone
+                return
+            if left > 0:
+                end = read_end(log.file.path, left)
+                self._feed(attempt, rank, end, left - len(end), keep=PENDING_BYTES)
+
+    def _feed(self, attempt: int, rank: int, data: bytes, missed: int, keep: int, *, is_kept: bool = True) -> None:
         log = self._log(attempt, rank)
         if attempt < log.attempt:
             return
         if missed:
             log.miss(missed)
-        log.feed(data, keep)
+        log.feed(data, keep, is_kept=is_kept)
 
     def _log(self, attempt: int, rank: int) -> _RankLog:
         """Return the log of a rank, in this attempt if that is a newer one."""

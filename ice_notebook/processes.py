@@ -7,7 +7,6 @@ started for the run carries in the environment it was started with.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import secrets
 import signal
@@ -17,6 +16,8 @@ from typing import Protocol
 
 import psutil
 
+from ice_notebook.identities import stat_of
+
 MARKER = "ICE_NOTEBOOK_MARKER"  # the environment variable; its value is <marker of the run>:<serial of the process>
 
 ACKNOWLEDGE_WAIT_S = 0.2  # a rank that runs Python answers an interrupt in milliseconds
@@ -25,36 +26,19 @@ KILL_WAIT_S = 10.0  # SIGKILL needs no consent; a process in uninterruptible sle
 TRACKER_WAIT_S = (
     2.0  # multiprocessing's resource tracker unlinks a dead rank's semaphores, then leaves by itself; one may still be starting
 )
+GROUP_LOOK_S = 0.05  # nothing announces the end of processes that are not ours
 _SWEEP_INTERVAL_S = 0.01
 _SWEEP_ROUNDS = 50
 
 
-def start_time(pid: int) -> float | None:
-    """Return when a process started, in seconds since the epoch, or None if there is none: pid and start time name a process for good."""
+def caught_signals(pid: int) -> set[int]:
+    """Return the signals for which a process has a handler, Python's among them; none when it is gone, or not ours to look at."""
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
-
-
-def own_start_time() -> float:
-    """Return when this process started, in seconds since the epoch; 0 where nobody says."""
-    return _own_start_time(os.getpid())
-
-
-@functools.cache
-def _own_start_time(pid: int) -> float:  # a forked child has another pid
-    return start_time(pid) or 0.0
-
-
-def is_alive(pid: int, started: float) -> bool:
-    """Return whether the process that had this pid and start time still runs."""
-    now = start_time(pid)
-    if now is None or abs(now - started) > 1.0:
-        return False
-    with contextlib.suppress(psutil.Error):
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    return False
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+            mask = next((int(line.split()[1], 16) for line in status if line.startswith("SigCgt:")), 0)
+    except OSError:
+        return set()
+    return {bit + 1 for bit in range(mask.bit_length()) if mask >> bit & 1}
 
 
 def cpu_time(pid: int) -> float:
@@ -163,12 +147,15 @@ def _carries(pid: int, markers: Collection[str]) -> bool:
     carried = _carried(pid)
     if carried is None:
         return False
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            is_zombie = stat.read().rpartition(b")")[2].split()[0] == b"Z"
-    except (OSError, IndexError):  # gone meanwhile
-        return False
-    return not is_zombie and any(carried == marker or carried.startswith(f"{marker}:") for marker in markers)
+    found = stat_of(pid)
+    return (
+        found is not None and found[0] != b"Z" and any(carried == marker or carried.startswith(f"{marker}:") for marker in markers)
+    )
+
+
+def has_members(group: int) -> bool:
+    """Return whether a living process is in a process group."""
+    return any((found := stat_of(pid)) is not None and found[0] not in {b"Z", b"X"} and int(found[2]) == group for pid in _pids())
 
 
 def _children() -> list[int]:
@@ -177,12 +164,8 @@ def _children() -> list[int]:
 
 
 def _is_child(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            state, parent = stat.read().rpartition(b")")[2].split()[:2]
-    except (OSError, ValueError):  # gone meanwhile
-        return False
-    return state not in {b"Z", b"X"} and int(parent) == os.getpid()
+    found = stat_of(pid)
+    return found is not None and found[0] not in {b"Z", b"X"} and int(found[1]) == os.getpid()
 
 
 def _is_resource_tracker(pid: int) -> bool:
@@ -218,6 +201,7 @@ class Stoppable(Protocol):
 
     pid: int
     pidfd: int
+    is_program: bool  # not Python: it is signalled with its group, as a shell does it, because it may be a shell itself
 
     @property
     def has_exited(self) -> bool:
@@ -227,6 +211,12 @@ class Stoppable(Protocol):
     def has_acknowledged(self) -> bool:
         """Return whether the rank has said that it unwinds after an interrupt."""
 
+    def handles(self, number: int) -> bool:
+        """Return whether it has a handler of its own for a signal."""
+
+    def ask(self) -> None:
+        """Have the interrupt that follows known as the agent's."""
+
     @property
     def can_be_asked(self) -> bool:
         """Return whether the user's code runs in it under our interrupt handler."""
@@ -235,17 +225,20 @@ class Stoppable(Protocol):
 Wait = Callable[[Callable[[], bool], float], object]
 
 
-def stop_ladder(ranks: Sequence[Stoppable], wait: Wait, *, ask: bool, grace_s: float, is_urgent: Callable[[], bool]) -> None:
+def stop_ladder(
+    ranks: Sequence[Stoppable], wait: Wait, *, by: signal.Signals | None, grace_s: float, is_urgent: Callable[[], bool]
+) -> None:
     """End ranks: ask, terminate, kill. Returns when none is left.
 
-    Each rung goes to what the one before left over. Asking is SIGINT to the rank alone, never to its group, whose DataLoader workers
-    inherit the handler; it leaves `grace_s` to unwind. A rank that is blocked in C++ can not answer and is terminated at once, one that
-    computes may still answer. At the end of `grace_s`, or as soon as `is_urgent()`, whole groups are killed.
+    Each rung goes to what the one before left over. A rank that has a handler of its own for the signal that stops the run gets that signal,
+    and the handler is its answer. Any other is asked by SIGINT, alone and never with its group, whose DataLoader workers inherit the handler;
+    it has `grace_s` to unwind. A rank that is blocked in C++ can not answer and is terminated at once, one that computes may still answer.
+    At the end of `grace_s`, or as soon as `is_urgent()`, whole groups are killed.
 
     Args:
         ranks: the ranks to end.
         wait: `wait(condition, timeout_s)` returns when the condition holds or the time is over, whichever is first.
-        ask: begin with an interrupt; without it, with SIGTERM.
+        by: the signal that stops the run: SIGINT for a person, or the one that a scheduler sent. None does not ask, and begins with SIGTERM.
         grace_s: seconds from the first signal to SIGKILL.
         is_urgent: whether the person behind it has pressed again.
     """
@@ -257,12 +250,16 @@ def stop_ladder(ranks: Sequence[Stoppable], wait: Wait, *, ask: bool, grace_s: f
     def over() -> bool:
         return is_urgent() or not alive()
 
-    asked = [rank for rank in alive() if ask and rank.can_be_asked]
-    for rank in asked:
-        _signal(rank, signal.SIGINT)
+    asked = []
     for rank in alive():
-        if rank not in asked:
-            _signal(rank, signal.SIGTERM)
+        if (own := _own_way(rank, by)) is not None:
+            signal_rank(rank, own)
+        elif by is not None and rank.can_be_asked:
+            asked.append(rank)
+            rank.ask()
+            signal_rank(rank, signal.SIGINT)
+        else:
+            signal_rank(rank, signal.SIGTERM)
     unheard = asked
     # Looked at again and again: one that is blocked may have used a little time just before it was.
     while unheard and not over() and time.monotonic() < deadline:
@@ -271,12 +268,24 @@ def stop_ladder(ranks: Sequence[Stoppable], wait: Wait, *, ask: bool, grace_s: f
         unheard = _unheard(unheard)
         blocked = [rank for rank in unheard if cpu_time(rank.pid) - cpu_before[rank.pid] <= IDLE_CPU_S]
         for rank in blocked:
-            _signal(rank, signal.SIGTERM)
+            signal_rank(rank, signal.SIGTERM)
         unheard = [rank for rank in unheard if rank not in blocked]
     wait(over, max(0.0, deadline - time.monotonic()))
+    # What a program has started, a shell's command say, has the same time as the program.
+    while any(has_members(rank.pid) for rank in ranks if rank.is_program) and not is_urgent() and time.monotonic() < deadline:
+        wait(is_urgent, GROUP_LOOK_S)
     for rank in alive():
         kill_group(rank)
     wait(lambda: not alive(), KILL_WAIT_S)
+
+
+def _own_way(rank: Stoppable, by: signal.Signals | None) -> signal.Signals | None:
+    """Return the signal that stops the run if the rank has a handler of its own for it. Every Python has one for SIGINT: that is asked by."""
+    if by is None or (by is signal.SIGINT and not rank.is_program):
+        return None
+    # A hang-up ends programs as SIGTERM does. A shell has a handler for SIGINT whatever its script says: what the script says on SIGTERM comes first.
+    ways = (by, signal.SIGTERM) if by is not signal.SIGINT else (signal.SIGTERM, by)
+    return next((way for way in ways if rank.handles(way)), None)
 
 
 def _unheard(ranks: Sequence[Stoppable]) -> list[Stoppable]:
@@ -287,9 +296,13 @@ def kill_group(rank: Stoppable) -> None:
     """Kill a rank and all that stayed in its process group. The rank must not have been reaped, so that its number is still its own."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(rank.pid, signal.SIGKILL)
-    _signal(rank, signal.SIGKILL)
+    signal_rank(rank, signal.SIGKILL)
 
 
-def _signal(rank: Stoppable, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        signal.pidfd_send_signal(rank.pidfd, number)
+def signal_rank(rank: Stoppable, number: signal.Signals) -> None:
+    """Send a signal to a rank, and to its group if it is a program. The rank must not have been reaped."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if rank.is_program and number is not signal.SIGKILL:
+            os.killpg(rank.pid, number)
+        else:
+            signal.pidfd_send_signal(rank.pidfd, number)

@@ -1,9 +1,10 @@
-"""The run folder: every file name in it, atomic writes, the journal, the lock, pruning, and where values lie.
+"""The run folder: every file name in it, atomic writes, the journal, whose it is, and who looks at it.
 
     <user's cache>/ice_notebook/<run id>/
         plan.json       what was to be done
         events.jsonl    what happened, one event a line, appended by one writer at a time
-        lock            held by the `Run` that watches
+        owner.json      whose run it is, held by that process as long as it lives
+        lock            held by every `Run` that somebody looks at it by: the folder is not pruned then
         agent.log       what the agent and torch's elastic had to say
         payload         the pickled function, when it is not on shared memory
         attempt_<k>/<rank>/{output.log, stdout.log, stderr.log, error.json, stacks.txt, exception, result}
@@ -14,25 +15,28 @@ With `log_dir` the folder is `<log_dir>/<rdzv_id>_<run id>/`, and the cache hold
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import ctypes
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import platformdirs
 
-from ice_notebook import processes
+from ice_notebook import exact_json, ownership, shared_values
 from ice_notebook import protocol as p
 from ice_notebook.errors import LaunchError
+from ice_notebook.identities import is_alive, is_of_this_machine, own_identity
+from ice_notebook.locks import Lock, is_held
+from ice_notebook.private_files import make_private_dir, open_private
+from ice_notebook.writing import write_all, write_what_fits
 
-UNPLANNED_S = 3600.0  # a launch has its plan within seconds after the folder for its values
-KEPT_RUNS = 20  # of the cache; folders that the user named with log_dir are never pruned
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - folders in it are made fresh with mode 0700 under a random name
-_SHARED_PREFIX = f"ice_notebook-{os.getuid() if hasattr(os, 'getuid') else 0}-"
+JOURNAL_RESERVE_BYTES = 256 << 10  # some thousand events, or the failures of a few ranks with their tracebacks
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h
 
 
 def new_run_id() -> str:
@@ -41,8 +45,62 @@ def new_run_id() -> str:
 
 
 def cache_dir() -> Path:
-    """Return where runs are kept for this user; `XDG_CACHE_HOME` moves it."""
-    return Path(platformdirs.user_cache_dir("ice_notebook"))
+    """Return where runs are kept for this user; `XDG_CACHE_HOME` moves it.
+
+    A user without a home that can be written to, as in a container or on a node of a cluster, has a folder in the system's temporary one.
+    """
+    try:
+        path = Path(platformdirs.user_cache_dir("ice_notebook"))
+    except RuntimeError:  # no home is known
+        return _temporary_cache()
+    return path if os.environ.get("XDG_CACHE_HOME") or _can_be_made(path) else _temporary_cache()
+
+
+def _temporary_cache() -> Path:
+    try:
+        parent = Path(tempfile.gettempdir())
+    except FileNotFoundError:  # there is none that can be written to
+        parent = shared_values.SHARED_MEMORY
+    return parent / f"ice_notebook-{os.getuid()}"
+
+
+def _can_be_made(path: Path) -> bool:
+    there = next((each for each in (path, *path.parents) if os.path.lexists(each)), None)
+    return path.is_absolute() and there is not None and os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+
+
+def _make_cache() -> None:
+    """Make the cache if need be.
+
+    Raises:
+        OSError: it cannot be made.
+        LaunchError: it is somebody else's, or, where anybody may make a folder of that name, others may write to it.
+    """
+    cache = cache_dir()
+    if not os.path.lexists(cache):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another launch was quicker
+            make_private_dir(cache)
+    try:
+        ownership.check_folder(cache)
+    except ownership.ForeignFileError as error:
+        raise LaunchError.foreign_cache(cache, error.strerror or "") from None
+    if cache == _temporary_cache() and (cache.is_symlink() or cache.stat().st_mode & 0o077):
+        raise LaunchError.foreign_cache(cache, "it is a link, or open to others")
+
+
+def _users_folder(log_dir: str) -> Path:
+    """Return the folder that a user has named, as a whole path.
+
+    Raises:
+        LaunchError: it is in the home of nobody, or relative to a folder that is gone.
+    """
+    try:
+        return Path(log_dir).expanduser().absolute()
+    except RuntimeError as error:
+        raise LaunchError.no_home(log_dir) from error
+    except OSError as error:
+        raise LaunchError.relative_folder(log_dir, error) from error
 
 
 class RunFolder:
@@ -58,22 +116,25 @@ class RunFolder:
         Raises:
             LaunchError: it cannot be made or written: no permission, disk full, a file in the way.
         """
-        cache = cache_dir()
-        path = cache / run_id if log_dir is None else Path(log_dir).expanduser().absolute() / f"{rdzv_id}_{run_id}"
+        path = cache_dir() / run_id if log_dir is None else _users_folder(log_dir) / f"{rdzv_id}_{run_id}"
         try:
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
-            if path.parent != cache:
-                (cache / run_id).symlink_to(path, target_is_directory=True)
-        except OSError as error:
+            if log_dir is None:
+                _make_cache()
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            make_private_dir(path)
+        except (OSError, ValueError) as error:  # the latter of a null character
             raise LaunchError.folder(path, error, is_users=log_dir is not None) from error
+        if log_dir is not None:
+            with contextlib.suppress(OSError, LaunchError):  # no cache to be had: nobody finds the run there, and that is all
+                _make_cache()
+                (cache_dir() / run_id).symlink_to(path, target_is_directory=True)
         return cls(path)
 
     def discard(self) -> None:
         """Remove the folder of a launch that was refused before anything started."""
         link = cache_dir() / self.path.name.rpartition("_")[2]
-        if link.is_symlink():
+        if os.path.islink(link):
             link.unlink()
         shutil.rmtree(self.path, ignore_errors=True)
 
@@ -82,6 +143,11 @@ class RunFolder:
     @property
     def plan_file(self) -> Path:
         return self.path / "plan.json"
+
+    @property
+    def owner_file(self) -> Path:
+        """Return the file that says who controls the run: held by that process as long as it lives."""
+        return self.path / "owner.json"
 
     @property
     def journal_file(self) -> Path:
@@ -128,7 +194,10 @@ class RunFolder:
 
     def make_rank_dir(self, attempt: int, rank: int) -> Path:
         directory = self.rank_dir(attempt, rank)
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self.path, directory.parent, directory):
+            if not path.exists():
+                with contextlib.suppress(FileExistsError):  # another thread was quicker
+                    make_private_dir(path)
         return directory
 
     # ---- plan and journal
@@ -136,7 +205,7 @@ class RunFolder:
     def write_plan(self, plan: p.Plan) -> None:
         """Write the plan without what opens doors: the ranks' environment, which may hold passwords, and the token of the run."""
         nodes = plan.nodes and p.replace(plan.nodes, token="", identity="", environment={})
-        write_atomically(self.plan_file, msgspec.json.format(p.encode(p.replace(plan, environment={}, nodes=nodes)), indent=1))
+        write_atomically(self.plan_file, exact_json.encode(p.replace(plan, environment={}, nodes=nodes), indent=1))
 
     def read_plan(self) -> p.Plan:
         return p.decode(self.plan_file.read_bytes(), p.Plan)
@@ -156,39 +225,92 @@ class RunFolder:
     def open_journal(self) -> Journal:
         return Journal(self.journal_file)
 
-    def lock(self) -> IO[bytes] | None:
-        """Hold the folder as long as the returned file is open: a held folder is not pruned. Several may hold it; None where none can."""
+    # ---- whose it is
+
+    def own(self) -> Lock | None:
+        """Say that this process controls the run from now on, and hold that file until the lock is released; None where nothing can be held.
+
+        A new owner's file takes the place of the old one's in one step: whoever reads it finds it whole and held.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        written = self.owner_file.with_name(f".{self.owner_file.name}.{secrets.token_hex(4)}")
+        lock = Lock.take(written)
         try:
-            handle = (self.path / "lock").open("ab")
-        except OSError:  # somebody else's folder, or a copy on a disc: nobody prunes that
+            with open(open_private(written, os.O_WRONLY), "wb") as file:
+                file.write(p.encode(p.Owner(process=own_identity(), is_locked=lock is not None)))
+            written.replace(self.owner_file)
+        except OSError:
+            written.unlink(missing_ok=True)
+            raise
+        return lock
+
+    def read_owner(self) -> p.Owner | None:
+        """Return who controls the run; None where nobody has said so."""
+        try:
+            return p.decode(self.owner_file.read_bytes(), p.Owner)
+        except (OSError, msgspec.DecodeError):
             return None
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return handle
+
+    def is_owned(self) -> bool | None:
+        """Return whether the process that controls the run is alive; None when that cannot be known from here."""
+        owner = self.read_owner()
+        if owner is None:
+            return None
+        if (alive := is_alive(owner.process)) is not None:
+            return alive
+        held = is_held(self.owner_file)
+        # The owner is of another container or machine. A lock that is free says something within this machine only.
+        return held if held or (owner.is_locked and is_of_this_machine(owner.process)) else None
+
+    def lock(self) -> Lock | None:
+        """Keep the folder from being pruned until the lock is released. Several may hold it; None where none can."""
+        return Lock.take(self.path / "lock", is_shared=True)
 
     def is_locked(self) -> bool:
-        try:
-            with (self.path / "lock").open("ab") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Return whether somebody looks at the run."""
+        return is_held(self.path / "lock") is True
 
 
 class Journal:
-    """The writing end of `events.jsonl`: each event is one `write`, so a reader sees it whole or not at all."""
+    """The writing end of `events.jsonl`: a reader sees each event whole or not at all, and all of them in order.
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    What a full disk does not take is written before the next event. A little room is kept, so that a run whose output has filled the disk
+    still has its end in the journal.
+    """
+
+    def __init__(self, path: Path, *, reserve_bytes: int = 0) -> None:
+        """Open it, and have the file system keep room for so many bytes of events.
+
+        Raises:
+            OSError: it cannot be opened, or it or its folder is somebody else's.
+        """
+        ownership.check_folder(path.parent)
+        self._fd = ownership.open_own(path, os.O_CREAT | os.O_APPEND | os.O_RDWR)
+        self._unwritten = b""
+        self._reserve_bytes = reserve_bytes
         self._end_torn_line()
+        if reserve_bytes:
+            self._reserve()
 
     def append(self, event: Any) -> None:
-        os.write(self._fd, p.encode(event) + b"\n")
+        """Write an event.
+
+        Raises:
+            OSError: the disk is full. The event, or the rest of it, is written before the next one.
+        """
+        self._unwritten += p.encode(event) + b"\n"
+        self._write()
 
     def close(self) -> None:
+        """Write what is left, if that is possible now, and close the file."""
         if self._fd >= 0:
+            with contextlib.suppress(OSError):  # whoever appended it has heard of that
+                self._write()
+            if self._reserve_bytes:
+                with contextlib.suppress(OSError):  # room that was kept and not needed stays taken
+                    os.ftruncate(self._fd, os.fstat(self._fd).st_size)
             os.close(self._fd)
             self._fd = -1
 
@@ -197,6 +319,17 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _write(self) -> None:
+        written, error = write_what_fits(self._fd, self._unwritten)
+        self._unwritten = self._unwritten[written:]
+        if error is not None:
+            raise error
+
+    def _reserve(self) -> None:
+        """Have the file system keep room behind the end of the file. Where it cannot, a full disk is met earlier."""
+        end = os.fstat(self._fd).st_size
+        ctypes.CDLL(None).fallocate(self._fd, _KEEP_SIZE, ctypes.c_int64(end), ctypes.c_int64(self._reserve_bytes))
 
     def _end_torn_line(self) -> None:
         """Cut what a writer that died in the middle of a line has left."""
@@ -210,111 +343,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.write_bytes(content)
+        fd = open_private(temporary, os.O_WRONLY | os.O_EXCL)
+        try:
+            write_all(fd, content)
+        finally:
+            os.close(fd)
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-# ---- values on shared memory -----------------------------------------------------------------------------------------------------------
-
-
-def make_shared_dir(run_id: str) -> Path | None:
-    """Make the folder for a run's values on shared memory; None where there is none to be had."""
-    path = SHARED_MEMORY / f"{_SHARED_PREFIX}{run_id}"
-    try:
-        path.mkdir(mode=0o700)
-    except OSError:
-        return None
-    return path
-
-
-def with_places(plan: p.Plan, *, payload: Path | None, shared: Path | None) -> p.Plan:
-    """Return the plan with where payload, if there is one, and values lie."""
-    return p.replace(plan, payload=str(payload or ""), shared_dir=str(shared) if shared is not None else None)
-
-
-def remove_shared_dir(run_id: str) -> None:
-    """Remove a run's folder on shared memory. Values that are mapped stay readable until they are dropped."""
-    shutil.rmtree(SHARED_MEMORY / f"{_SHARED_PREFIX}{run_id}", ignore_errors=True)
-
-
-# ---- what runs now -----------------------------------------------------------------------------------------------------------------------
-
-
-def live_plans() -> list[p.Plan]:
-    """Return the plans of this user's runs that have not ended, also those of other notebooks, oldest first."""
-    found = []
-    for folder in _folders():
-        with contextlib.suppress(OSError, msgspec.DecodeError):  # a folder without a plan yet, or of another version
-            plan = folder.read_plan()
-            if processes.is_alive(plan.kernel_pid, plan.kernel_started) and not folder.has_ended():
-                found.append(plan)
-    return found
-
-
-# ---- what earlier kernels left ---------------------------------------------------------------------------------------------------------
-
-
-def clean_up(keep: int = KEPT_RUNS) -> None:
-    """End and close what a kernel and its agent left when both were killed at once, then prune old folders of the cache."""
-    folders = _folders()
-    for folder in folders:
-        with contextlib.suppress(OSError, msgspec.DecodeError):  # a folder without a plan yet, or of another version
-            _close_abandoned(folder)
-    for folder in folders[:-keep] if keep else folders:
-        link = cache_dir() / folder.path.name
-        if folder.is_locked():
-            continue
-        if link.is_symlink():
-            link.unlink(missing_ok=True)  # another launch may clean up just now
-        else:
-            shutil.rmtree(folder.path, ignore_errors=True)
-    _remove_abandoned_values()
-
-
-def _folders() -> list[RunFolder]:
-    try:
-        return [RunFolder(path) for path in sorted(cache_dir().iterdir()) if path.is_dir()]
-    except OSError:  # none yet, or none that can be made: the launch says so
-        return []
-
-
-def _close_abandoned(folder: RunFolder) -> None:
-    events = folder.read_events()
-    if any(isinstance(event, p.RunEnded) for event in events):
-        return
-    plan = folder.read_plan()
-    if processes.is_alive(plan.kernel_pid, plan.kernel_started):
-        return
-    begun = next((event for event in events if isinstance(event, p.RunBegun)), None)
-    if begun is not None and processes.is_alive(begun.agent_pid, begun.agent_started):
-        return  # it is on its way out by itself: its kernel is gone
-    swept = processes.sweep(plan.marker)
-    with folder.open_journal() as journal:
-        journal.append(
-            p.RunEnded(at=time.time(), outcome=p.Outcome.STOPPED, reason="the kernel and the agent were killed", swept=swept)
-        )
-    remove_shared_dir(plan.run_id)
-
-
-def _remove_abandoned_values() -> None:
-    """Remove values of runs whose kernel is gone."""
-    try:
-        left = [path for path in SHARED_MEMORY.iterdir() if path.name.startswith(_SHARED_PREFIX)]
-    except OSError:
-        return
-    for path in left:
-        with contextlib.suppress(FileNotFoundError):  # another launch cleans up just now, and was quicker
-            if _is_abandoned(path):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_abandoned(values: Path) -> bool:
-    try:
-        plan = RunFolder(cache_dir() / values.name.removeprefix(_SHARED_PREFIX)).read_plan()
-    except (OSError, msgspec.DecodeError):
-        # Without a plan: a launch of another process that is just being made, or one whose folder is gone for good.
-        return time.time() - values.stat().st_mtime > UNPLANNED_S
-    return not processes.is_alive(plan.kernel_pid, plan.kernel_started)

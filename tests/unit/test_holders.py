@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from fake_run import make_plan
 from support import python
 
-from ice_notebook import holders, processes, store
+from ice_notebook import holders, processes, store, upkeep
 from ice_notebook import protocol as p
 from ice_notebook.holders import Holder, Use, Whose, find_holder, held, uses_from_readings
+from ice_notebook.identities import identity_of, own_identity
 from ice_notebook.machine import Gpu
 from ice_notebook.readings import GpuProcess, Reading, read_now
 from ice_notebook.store import RunFolder
@@ -261,11 +263,9 @@ def written(tmp_path, monkeypatch):
     def write(*, kernel=None, events=(), **changes):
         run_id = store.new_run_id()
         folder = RunFolder.create(run_id)
-        pid = kernel or os.getpid()
-        started = processes.start_time(pid) or 0.0
-        folder.write_plan(
-            with_gpus("GPU-0", run_id=run_id, folder=str(folder.path), kernel_pid=pid, kernel_started=started, **changes)
-        )
+        folder.write_plan(with_gpus("GPU-0", run_id=run_id, folder=str(folder.path), **changes))
+        owner = (kernel and identity_of(kernel)) or msgspec.structs.replace(own_identity(), pid=kernel or os.getpid())
+        folder.owner_file.write_bytes(p.encode(p.Owner(process=owner, is_locked=False)))
         with folder.open_journal() as journal:
             for event in events:
                 journal.append(event)
@@ -274,7 +274,7 @@ def written(tmp_path, monkeypatch):
     return write
 
 
-BEGUN = p.RunBegun(at=1.0, agent_pid=1, agent_started=1.0)
+BEGUN = p.RunBegun(at=1.0, agent=own_identity())
 ENDED = p.RunEnded(at=2.0, outcome=p.Outcome.SUCCEEDED)
 
 
@@ -284,7 +284,7 @@ def test_runs_that_have_not_ended_are_found_with_those_of_other_notebooks(writte
     written(name="of another notebook", kernel=sleeper(), events=[BEGUN])
     written(name="left behind", kernel=2**22 + 5, events=[BEGUN])
     (store.cache_dir() / "no-run").mkdir()
-    assert sorted(plan.name for plan in store.live_plans()) == ["just made", "of another notebook"]
+    assert sorted(plan.name for plan in upkeep.live_plans()) == ["just made", "of another notebook"]
 
 
 def test_a_gpu_of_a_run_that_just_starts_is_held(written, monkeypatch):

@@ -2,43 +2,29 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
+from disks import FULL, Disk
 from histories import History, plan
 
-from ice_notebook import processes, store
 from ice_notebook import protocol as p
+from ice_notebook import store, upkeep
 from ice_notebook.errors import LaunchError
+from ice_notebook.identities import Identity, own_identity
+from ice_notebook.locks import Lock, is_held
 from ice_notebook.store import RunFolder
-
-
-@pytest.fixture(autouse=True)
-def shared_memory(tmp_path, monkeypatch):
-    """Shared memory of this test's own."""
-    path = tmp_path / "shm"
-    path.mkdir()
-    monkeypatch.setattr(store, "SHARED_MEMORY", path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def swept(monkeypatch):
-    """The markers that were swept, by nobody: there are no processes here."""
-    markers = []
-    monkeypatch.setattr(processes, "sweep", lambda *given, **_: markers.extend(given) or 3)
-    return markers
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def make(run_id: str, *events, **settled) -> RunFolder:
-    """Make the folder of a run that somebody launched, with its journal."""
+def make(run_id: str, *events) -> RunFolder:
+    """Make the folder of a run with its journal."""
     folder = RunFolder.create(run_id)
-    dead = {"kernel_pid": 1 << 29, "kernel_started": 1.0}  # no process has such a number
-    folder.write_plan(plan(run_id=run_id, folder=str(folder.path), marker=f"marker of {run_id}", **{**dead, **settled}))
     with folder.open_journal() as journal:
         for event in events:
             journal.append(event)
@@ -64,7 +50,9 @@ def test_a_run_folder_is_for_its_user_alone(cache):
     folder = RunFolder.create("1")
     folder.make_rank_dir(0, 3)
     assert folder.path == cache / "ice_notebook" / "1"
-    assert [mode(path) for path in (folder.path, folder.path.parent, folder.rank_dir(0, 3))] == [0o700] * 3
+    assert [mode(path) for path in (folder.path, folder.path.parent, folder.rank_dir(0, 3), folder.rank_dir(0, 3).parent)] == [
+        0o700
+    ] * 4
 
 
 def test_a_folder_below_log_dir_is_linked_from_the_cache(cache, tmp_path):
@@ -78,6 +66,87 @@ def test_a_folder_below_log_dir_is_linked_from_the_cache(cache, tmp_path):
     assert not folder.path.exists()
 
 
+@pytest.fixture
+def homeless(monkeypatch, tmp_path):
+    """No folder of this user's own: his home cannot be written to. Returns where the system has its temporary files."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(temporary))
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(tmp_path / "home")) and real(path, mode))
+    return temporary
+
+
+def test_without_a_home_that_can_be_written_to_runs_are_in_a_private_folder_of_the_systems_temporary_one(homeless, monkeypatch):
+    cache = homeless / f"ice_notebook-{os.getuid()}"
+    for _ in range(2):
+        folder = RunFolder.create(store.new_run_id())
+        assert folder.path.parent == cache
+    assert mode(cache) == 0o700
+    assert len(list(upkeep._folders())) == 2
+    # No home is known, the home is no folder, and a variable that names one counts even if nobody may write there.
+    monkeypatch.setattr(store.platformdirs, "user_cache_dir", lambda _: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert store.cache_dir() == cache
+    monkeypatch.setattr(store.platformdirs, "user_cache_dir", lambda _: "/dev/null/.cache")
+    assert store.cache_dir() == cache
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert store.cache_dir() == Path("/dev/null/.cache")
+
+
+def test_a_temporary_cache_that_somebody_else_may_write_to_is_not_used(homeless):
+    cache = homeless / f"ice_notebook-{os.getuid()}"
+    cache.mkdir(mode=0o777)
+    cache.chmod(0o777)
+    (cache / "1").mkdir()
+    assert list(upkeep._folders()) == []
+    with pytest.raises(LaunchError, match="it is a link, or open to others"):
+        RunFolder.create("1")
+    cache.rename(homeless / "elsewhere")
+    cache.symlink_to(homeless / "elsewhere")
+    with pytest.raises(LaunchError, match="it is a link, or open to others"):
+        RunFolder.create("2")
+
+
+def test_log_dir_needs_no_cache(homeless, tmp_path):
+    (homeless / f"ice_notebook-{os.getuid()}").write_text("in the way")
+    folder = RunFolder.create("1", log_dir=str(tmp_path / "logs"))
+    assert folder.path.is_dir()
+    folder.discard()
+    assert not folder.path.exists()
+
+
+def test_a_folder_that_cannot_be_named_is_refused_in_a_sentence(monkeypatch, tmp_path):
+    with pytest.raises(LaunchError, match=r"log_dir='~nosuchuser/x' names a home folder that is not known"):
+        RunFolder.create("1", log_dir="~nosuchuser/x")
+    with pytest.raises(LaunchError, match="Give log_dir another folder"):
+        RunFolder.create("1", log_dir="a\0b")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(LaunchError, match=r"log_dir='logs' is relative to the working directory, which is gone"):
+        RunFolder.create("1", log_dir="logs")
+
+
+def test_folders_and_files_are_the_users_alone_whatever_the_umask():
+    for umask in (0o000, 0o777):
+        before = os.umask(umask)
+        try:
+            folder = RunFolder.create(f"{umask}")
+            folder.make_rank_dir(0, 1)
+            folder.write_plan(plan())
+            with folder.lock():
+                pass
+        finally:
+            os.umask(before)
+        modes = {path.relative_to(folder.path): mode(path) for path in [folder.path, *folder.path.rglob("*")]}
+        assert {kept for path, kept in modes.items() if (folder.path / path).is_dir()} == {0o700}, modes
+        assert {kept for path, kept in modes.items() if (folder.path / path).is_file()} == {0o600}, modes
+
+
 def test_a_home_sign_in_log_dir_is_the_users_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert RunFolder.create("1", log_dir="~/logs").path == tmp_path / "logs" / "none_1"
@@ -88,9 +157,10 @@ def test_a_file_in_the_way_is_told(cache, in_the_way):
     path = cache / in_the_way
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
-    with pytest.raises(LaunchError, match=r"The run folder '.*/1' cannot be made: .*\. Free space there, or set XDG_CACHE_HOME\."):
+    advice = r"Move what is in the way, or set XDG_CACHE_HOME to another folder\."
+    with pytest.raises(LaunchError, match=rf"The run folder '.*/1' cannot be made: .*\. {advice}"):
         RunFolder.create("1")
-    store.clean_up()  # and nothing else breaks by it
+    upkeep.clean_up()  # and nothing else breaks by it
 
 
 def test_the_plan_is_kept_without_the_ranks_environment():
@@ -147,156 +217,108 @@ def test_a_journal_of_one_torn_line_is_empty():
     assert folder.journal_file.read_bytes() == b""
 
 
-# ---- what earlier kernels left -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("room", [0, 1, 40])
+def test_a_full_disk_leaves_no_event_half_and_loses_none(monkeypatch, room):
+    history = History().begin().returns(0).returns(1).end()
+    folder = make("1", *history.events[:2])
+    disk = Disk(monkeypatch)
+    with folder.open_journal() as journal:
+        disk.room = room
+        for event in history.events[2:4]:
+            with pytest.raises(OSError, match=FULL):
+                journal.append(event)
+        assert folder.read_events() == history.events[:2]
+        disk.room = 1 << 30
+        for event in history.events[4:-1]:
+            journal.append(event)
+        assert folder.read_events() == history.events[:-1]
+        disk.room = 0
+        with pytest.raises(OSError, match=FULL):
+            journal.append(history.events[-1])
+        disk.room = 1 << 30
+    assert folder.read_events() == history.events
+    assert folder.has_ended()
 
 
-def ended(n: int) -> RunFolder:
-    return make(f"{n:03}", *History().begin().end().events)
+def test_a_writer_that_dies_on_a_full_disk_leaves_a_journal_that_the_next_can_end(monkeypatch):
+    history = History().begin().returns(0)
+    folder = make("1", *history.events[:-1])
+    disk = Disk(monkeypatch)
+    dead = folder.open_journal()
+    disk.room = 30
+    with pytest.raises(OSError, match=FULL):
+        dead.append(history.events[-1])
+    os.close(dead._fd)
+    disk.room = 1 << 30
+    ended = p.RunEnded(at=1.0, outcome=p.Outcome.STOPPED)
+    with folder.open_journal() as journal:
+        journal.append(ended)
+    assert folder.read_events() == [*history.events[:-1], ended]
 
 
-def test_only_the_newest_runs_are_kept(cache):
-    for n in range(23):
-        ended(n)
-    store.clean_up()
-    assert runs_in(cache) == [f"{n:03}" for n in range(3, 23)]
+# ---- whose it is, and who looks at it ------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_that_somebody_looks_at_is_kept(cache):
-    folders = [ended(n) for n in range(4)]
-    lock = folders[1].lock()
-    another = folders[1].lock()  # several may look
-    store.clean_up(keep=1)
-    assert runs_in(cache) == ["001", "003"]
-    lock.close()
-    another.close()
-    store.clean_up(keep=1)
-    assert runs_in(cache) == ["003"]
+def dead() -> Identity:
+    return msgspec.structs.replace(own_identity(), pid=1 << 29)  # no process has such a number
 
 
-def test_a_folder_that_the_user_named_loses_its_link_only(cache, tmp_path):
-    folder = RunFolder.create("000", log_dir=str(tmp_path / "logs"))
-    folder.write_plan(plan())
-    ended(1)
-    store.clean_up(keep=1)
-    assert runs_in(cache) == ["001"]
-    assert folder.read_plan()
+def owned(owner: Identity, *, is_locked: bool = True) -> RunFolder:
+    folder = RunFolder.create("1")
+    folder.owner_file.write_bytes(p.encode(p.Owner(process=owner, is_locked=is_locked)))
+    return folder
 
 
-def test_a_folder_that_cannot_be_written_has_no_lock(monkeypatch):
-    folder = ended(1)
-
-    def refuse(self, *_, **__):
-        raise PermissionError
-
-    monkeypatch.setattr(Path, "open", refuse)
-    assert folder.lock() is None
-
-
-def test_a_run_whose_kernel_and_agent_are_gone_is_swept_and_closed(swept, shared_memory):
-    history = History().begin()
-    folder = make("1", *history.events)
-    values = store.make_shared_dir("1")
-    store.clean_up()
-    store.clean_up()
-    assert swept == ["marker of 1"]  # once
-    end = folder.read_events()[-1]
-    assert (type(end), end.outcome, end.reason, end.swept) == (
-        p.RunEnded,
-        p.Outcome.STOPPED,
-        "the kernel and the agent were killed",
-        3,
-    )
-    assert values is not None
-    assert list(shared_memory.iterdir()) == []
+def test_a_run_says_whose_it_is_and_the_newest_owner_counts():
+    folder = owned(dead())
+    assert folder.is_owned() is False
+    lock = folder.own()
+    assert (folder.read_owner().process, folder.is_owned(), is_held(folder.owner_file)) == (own_identity(), True, True)
+    lock.release()
+    assert (folder.is_owned(), is_held(folder.owner_file)) == (True, False)
+    assert sorted(path.name for path in folder.path.iterdir()) == ["owner.json"]
 
 
-def test_a_run_that_did_not_even_begin_is_swept_and_closed(swept):
-    folder = make("1")
-    store.clean_up()
-    assert swept == ["marker of 1"]
-    assert isinstance(folder.read_events()[-1], p.RunEnded)
+def test_a_folder_that_nobody_owns_is_not_judged():
+    folder = RunFolder.create("1")
+    assert folder.is_owned() is None
+    folder.owner_file.write_text("{}")
+    assert folder.is_owned() is None
 
 
-@pytest.mark.parametrize("who", ["kernel", "agent"])
-def test_a_run_of_a_living_kernel_or_agent_is_left_alone(swept, shared_memory, who):
-    pid, started = os.getpid(), processes.start_time(os.getpid())
-    settled = {"kernel_pid": pid, "kernel_started": started} if who == "kernel" else {}
-    begun = p.RunBegun(at=1.0, agent_pid=pid if who == "agent" else 1 << 29, agent_started=started)
-    folder = make("1", begun, **settled)
-    store.clean_up()
-    assert swept == []
-    assert folder.read_events() == [begun]
+@pytest.mark.parametrize(
+    ("changes", "is_locked", "is_held", "expected"),
+    [
+        ({"namespace": "of a container"}, True, True, True),
+        (
+            {"namespace": "of a container"},
+            True,
+            False,
+            False,
+        ),  # its kernel would hold it: this machine's locks are seen by all of it
+        ({"namespace": "of a container"}, False, False, None),
+        ({"boot": "of a machine", "host": "box/1"}, True, True, True),
+        ({"boot": "of a machine", "host": "box/1"}, True, False, None),  # locks of other machines need not be seen here
+    ],
+)
+def test_an_owner_that_cannot_be_seen_from_here_is_known_by_its_lock(changes, is_locked, is_held, expected):
+    folder = owned(msgspec.structs.replace(own_identity(), **changes), is_locked=is_locked)
+    lock = Lock.take(folder.owner_file) if is_held else None
+    assert folder.is_owned() is expected
+    if lock is not None:
+        lock.release()
 
 
-def test_another_process_with_a_dead_kernels_number_is_not_taken_for_it(swept):
-    make("1", kernel_pid=os.getpid(), kernel_started=1.0)
-    store.clean_up()
-    assert swept == ["marker of 1"]
+def test_several_may_look_at_a_run_and_nobody_is_made_to_by_the_question():
+    folder = RunFolder.create("1")
+    assert (folder.is_locked(), list(folder.path.iterdir())) == (False, [])
+    lock, another = folder.lock(), folder.lock()
+    assert folder.is_locked()
+    lock.release()
+    assert folder.is_locked()
+    another.release()
+    assert not folder.is_locked()
 
 
-def test_two_launches_may_clean_up_at_the_same_time(cache, tmp_path, shared_memory, monkeypatch):
-    """Whatever the other one has removed between two steps of ours is gone, and nothing is wrong with that."""
-    linked = RunFolder.create("000", log_dir=str(tmp_path / "logs"))
-    linked.write_plan(plan())
-    ended(1)
-    values = store.make_shared_dir("of a run whose folder is gone")
-    monkeypatch.setattr(store, "UNPLANNED_S", 0)
-    read_plan, is_locked = RunFolder.read_plan, RunFolder.is_locked
-
-    def read_when_the_values_are_gone(self):
-        values.rmdir() if self.path.name.startswith("of a run") else None
-        return read_plan(self)
-
-    def look_when_the_link_is_gone(self):
-        (cache / "ice_notebook" / "000").unlink()
-        return is_locked(self)
-
-    monkeypatch.setattr(RunFolder, "read_plan", read_when_the_values_are_gone)
-    monkeypatch.setattr(RunFolder, "is_locked", look_when_the_link_is_gone)
-    store.clean_up(keep=1)
-    assert (runs_in(cache), list(shared_memory.iterdir())) == (["001"], [])
-
-
-def test_folders_that_cannot_be_read_do_not_get_in_the_way(cache, swept):
-    (cache / "ice_notebook" / "000").mkdir(parents=True)  # a launch that is just being made
-    strange = RunFolder.create("001")
-    strange.plan_file.write_text("{}")
-    strange.journal_file.write_text('{"event": "of another version"}\n')
-    make("002")
-    store.clean_up()
-    assert swept == ["marker of 002"]
-    assert runs_in(cache) == ["000", "001", "002"]
-
-
-# ---- values on shared memory -------------------------------------------------------------------------------------------------------------
-
-
-def test_values_live_in_a_folder_of_the_run_that_is_for_its_user_alone(shared_memory):
-    path = store.make_shared_dir("1")
-    assert path is not None
-    assert path.parent == shared_memory
-    assert mode(path) == 0o700
-    assert store.make_shared_dir("1") is None  # not one that somebody else has made
-    store.remove_shared_dir("1")
-    store.remove_shared_dir("1")
-    assert not path.exists()
-
-
-def test_without_shared_memory_there_is_no_such_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(store, "SHARED_MEMORY", tmp_path / "none")
-    assert store.make_shared_dir("1") is None
-    store.clean_up()
-
-
-def test_values_of_dead_kernels_are_removed_and_those_of_living_ones_kept(shared_memory):
-    make("dead", *History().begin().end().events)
-    make("living", kernel_pid=os.getpid(), kernel_started=processes.start_time(os.getpid()))
-    made = [store.make_shared_dir(run_id) for run_id in ("dead", "living", "just being made", "forgotten")]
-    (shared_memory / "of another program").mkdir()
-    os.utime(made[3], (0, 0))
-    store.clean_up()
-    assert sorted(path.name.rpartition("-")[2] for path in shared_memory.iterdir()) == [
-        "just being made",
-        "living",
-        "of another program",
-    ]
+def test_a_folder_that_cannot_be_written_has_no_lock(tmp_path):
+    assert RunFolder(tmp_path / "none").lock() is None
