@@ -5,19 +5,26 @@ It has a module of its own so that help and refusals, in `cli`, do not wait for 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from ice_notebook import exits
+from ice_notebook import protocol as p
 from ice_notebook.errors import RunFailed
+from ice_notebook.interrupts import held
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.launcher import ElasticLauncher
+from ice_notebook.launcher_error import leave_failure
+from ice_notebook.outlet import is_same_place
+from ice_notebook.report import headline, loss_sentences
 from ice_notebook.run import Run
 from ice_notebook.scripts import read_script
 from ice_notebook.state import Phase
-from ice_notebook.watching import Terminated
+from ice_notebook.store import RunFolder
+from ice_notebook.text_view import size_beside_labels
+from ice_notebook.watching import RELAYED
 
 OK, FAILED, TIMED_OUT = 0, 1, 124  # the last is that of timeout(1)
 BY_SIGNAL = 128  # and the number of the signal, as in a shell
@@ -28,28 +35,76 @@ def launch(options: LaunchOptions, words: Sequence[str]) -> int:
 
     Raises:
         IceNotebookError: it cannot be launched as asked.
-        BrokenPipeError: nobody reads what is shown any more, as with `| head`; the run is over.
+        BrokenPipeError: nobody reads what is shown any more, as with `| head`; the run was stopped for it.
     """
     launcher = ElasticLauncher.of(options, is_for_script=True)
     task = read_script(launcher.options, words)
     runs: list[Run] = []
-    with _signals_stop() as arrived:
+    with held(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *RELAYED) as interrupts:
         try:
-            launcher.launch(task, task.name, waits=True, on_run=runs.append)
+            launcher.launch(
+                task,
+                task.name,
+                waits=True,
+                on_run=runs.append,
+                interrupts=interrupts,
+                wire=lambda n_ranks: _wiring(launcher.options, n_ranks),
+            )
         except RunFailed as error:
             run: Run = error.run
-            if launcher.options.ui == "none":
-                print(f"ice_notebook: {error}", file=sys.stderr)
-            print(f"ice_notebook: logs are in {run.folder}", file=sys.stderr)
+            if launcher.options.ui == "none" or not is_same_place(sys.stdout, sys.stderr):
+                say(str(error))
+            say(f"logs are in {run.folder}")
+            _leave_error(run, str(error))
             return status_of_failure(run)
         except KeyboardInterrupt:
-            return BY_SIGNAL + (arrived[0] if arrived else signal.SIGINT)
-        except BrokenPipeError:
             for run in runs:
-                run.kill()
-                run.wait()
-            raise
+                _leave_error(run, f"the run was {headline(run.plan, run.state)}")
+            return BY_SIGNAL + next((number for number in interrupts.arrived if number not in RELAYED), signal.SIGINT)
+        finally:
+            for run in runs:
+                if run.unshown:
+                    say(f"standard output cannot be written: {run.unshown}. What was to be shown is in {run.folder}")
+                for line in loss_sentences(run.state) if launcher.options.ui == "none" or run.unshown else ():
+                    say(line)
     return OK
+
+
+def _wiring(options: LaunchOptions, n_ranks: int) -> p.Wiring:
+    """Return what the streams of ranks are: what those of this command are, so that programs in them do what they do without us.
+
+    A terminal is as wide as this one beside the labels. What goes to two places comes by two streams, as what is teed does.
+    """
+    shown = options.ui != "none"
+    has_two_places = shown and not is_same_place(sys.stdout, sys.stderr)
+    is_teed = bool(options.tee if isinstance(options.tee, int) else any(options.tee.values()))
+    columns, rows = size_beside_labels(sys.stdout if sys.stdout.isatty() else sys.stderr, n_ranks * options.nnodes[1], options.role)
+    return p.Wiring(
+        stdout_is_pipe=not sys.stdout.isatty(),
+        is_apart=has_two_places or is_teed,
+        stderr_is_pipe=not sys.stderr.isatty(),
+        columns=columns,
+        rows=rows,
+    )
+
+
+def say(text: str) -> None:
+    """Tell whoever reads the errors of this command, if anybody does."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"ice_notebook: {text}", file=sys.stderr, flush=True)
+
+
+def _leave_error(run: Run, text: str) -> None:
+    """Leave why the run ended where torchrun would."""
+    attempt = run.state.attempt
+    first = next(iter(run.failures), None)
+    if attempt is None or first is None:
+        leave_failure(text)
+        return
+    failure = run.failures[first]
+    rank_file = RunFolder(run.folder).error_file(attempt.number, first)
+    code = failure.exit_code if failure.exit_code is not None else run.exit_codes.get(first)
+    leave_failure(failure.headline, rank_file, exit_code=code, call_stack=failure.traceback)
 
 
 def status_of_failure(run: Run) -> int:
@@ -61,25 +116,3 @@ def status_of_failure(run: Run) -> int:
         return FAILED
     code = run.exit_codes.get(first) if run.failures[first].exit_code is None else run.failures[first].exit_code
     return exits.shell_status(code) if code else FAILED
-
-
-@contextmanager
-def _signals_stop() -> Iterator[list[int]]:
-    """Have SIGTERM and SIGHUP stop the run in order, as Ctrl-C does, and yield the list of those that have come.
-
-    One that is ignored, as under nohup, stays so.
-    """
-    arrived: list[int] = []
-
-    def stop(number: int, _frame: object) -> None:
-        arrived.append(number)
-        raise Terminated
-
-    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield arrived
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)

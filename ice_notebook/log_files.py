@@ -19,6 +19,8 @@ MARK_LINES = 500  # marks are no closer than this, so that reading a part interp
 MOST_MARKS = 8_192  # every second one is dropped beyond this
 _READ_BYTES = 256 * 1024
 HIT_CHARACTERS = 300
+END_BYTES = 64 * 1024  # of output that nobody sent: enough for any last words
+NOT_KEPT = "… (not in the log file: no room on its disk)"  # stands for a line that is read back
 
 
 class Hit(NamedTuple):
@@ -36,16 +38,24 @@ class LogFile:
         self.first = first
         self._lines = [first]
         self._offsets = [0]
+        self._after_gaps: set[int] = set()  # lines before which some are not in the file: its disk was full
         self._apart = MARK_LINES
 
-    def mark(self, line: int, offset: int, *, is_needed: bool = False) -> None:
+    def mark(self, line: int, offset: int, *, is_needed: bool = False, is_after_gap: bool = False) -> None:
         """Note that a line begins at a byte. One that is not needed is left out when the last is near."""
         if line <= self._lines[-1] or (not is_needed and line - self._lines[-1] < self._apart):
             return
+        if is_after_gap:
+            if self._offsets[-1] == offset and self._lines[-1] in self._after_gaps:
+                self._after_gaps.discard(self._lines.pop())
+                self._offsets.pop()
+            self._after_gaps.add(line)
         self._lines.append(line)
         self._offsets.append(offset)
         if len(self._lines) > MOST_MARKS:
-            del self._lines[1::2], self._offsets[1::2]
+            gaps = self._after_gaps if len(self._after_gaps) < MOST_MARKS // 4 else set[int]()
+            kept = [at for at, marked in enumerate(self._lines) if at % 2 == 0 or marked in gaps]
+            self._lines, self._offsets = [self._lines[at] for at in kept], [self._offsets[at] for at in kept]
             self._apart *= 2
 
     def count_newlines(self, start: int, end: int) -> tuple[int, int]:
@@ -61,7 +71,7 @@ class LogFile:
     def copy(self) -> LogFile:
         """Return one with the same marks, for a thread of its own."""
         made = LogFile(self.path, self.first)
-        made._lines, made._offsets = list(self._lines), list(self._offsets)
+        made._lines, made._offsets, made._after_gaps = list(self._lines), list(self._offsets), set(self._after_gaps)
         return made
 
     def read(self, first: int, n: int) -> list[str]:
@@ -107,8 +117,9 @@ class LogFile:
         lines += terminal.live()
         if at + 1 < len(self._lines):
             there = self._lines[at + 1] - self._lines[at]
-            # Lines that were counted and then drawn over by a cursor that went up.
-            lines = lines[:there] + [REDRAWN] * (there - len(lines))
+            # Lines that were counted and then drawn over by a cursor that went up, or for which there was no room.
+            filler = NOT_KEPT if self._lines[at + 1] in self._after_gaps else REDRAWN
+            lines = lines[:there] + [filler] * (there - len(lines))
         return lines[skip : skip + n]
 
     def _end_of(self, at: int) -> int | None:
@@ -128,6 +139,18 @@ class LogFile:
                 yield piece
         finally:
             os.close(file)
+
+
+def read_end(path: Path, n_bytes: int) -> bytes:
+    """Return whole lines from the end of a file, of its last `n_bytes`; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - min(n_bytes, END_BYTES))
+            file.seek(start)
+            end = file.read(END_BYTES)
+    except OSError:
+        return b""
+    return end if n_bytes <= END_BYTES else end[end.find(b"\n") + 1 :]
 
 
 def _hits(pattern: re.Pattern[bytes], data: bytes, line: int, limit: int | None) -> Iterator[Hit]:

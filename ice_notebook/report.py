@@ -12,13 +12,15 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from ice_notebook.errors import format_size, join, printable
 from ice_notebook.nodes.token import VARIABLE
-from ice_notebook.protocol import Excerpt, Failure, Frame, Plan, Value, replace
+from ice_notebook.protocol import Excerpt, Failure, Frame, NodesGathering, Plan, Value, replace
 from ice_notebook.safe_html import safe_html
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
 RANKS_SHOWN = 64
 RESTARTS_SHOWN = 20
+LOSSES_SHOWN = 8
 VALUE_LINES = 20  # of a value's text
 SENTENCE_CHARACTERS = 200  # of what is said of one rank among others
 TAIL_LINES = 20
@@ -32,13 +34,18 @@ _STOP_WORDS = {
     "interrupt": "stopped by an interrupt",
     "timeout": "stopped because its time was over",
     "terminated": "stopped by a signal to its launcher",
+    "no reader": "stopped because nobody reads its output",
     "kernel gone": "stopped because the kernel ended",
     "signal": "stopped because its agent was told to end",
 }
 _ENDED_WELL = "exit code 0"  # of a script that gave no value: a function's rank has one, or the reason why it was lost
-_ESCAPES = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-Z\\^_]")
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\r\n]*(?:\x07|\x1b\\|\x9c)"  # a title, the clipboard
+    r"|\x1b[@-Z\\^_]"
+)
 _CELL = re.compile(r"Cell In\[\d+\]")
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # the last ones turn the order of what is read
 
 
 # ---- sentences ----------------------------------------------------------------------------------------------------------------------
@@ -47,10 +54,12 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def title(plan: Plan, state: RunState) -> str:
     """Return a run in one line: `Run: succeeded · 2 ranks · cpu:0-1 · restarts 0/3`."""
     # What has begun is running for a reader: whether every rank has reported by the time that a cell is drawn is a matter of chance.
-    phase = Phase.RUNNING if state.phase is Phase.STARTING else state.phase
+    phase = Phase.RUNNING.value if state.phase is Phase.STARTING else state.phase.value
+    if state.gathering is not None and not state.phase.is_final:
+        phase = "waiting for nodes"
     size = state.attempt.world_size if state.attempt else plan.world_size
     ranks = "1 rank" if size == 1 else f"{size} ranks"
-    return f"Run: {phase.value} · {ranks} · {plan.devices} · restarts {state.restarts}/{plan.max_restarts}"
+    return f"Run: {phase} · {ranks} · {plan.devices} · restarts {state.restarts}/{plan.max_restarts}"
 
 
 def join_command(plan: Plan, state: RunState) -> str:
@@ -64,12 +73,23 @@ def join_command(plan: Plan, state: RunState) -> str:
 
 def waiting_sentence(plan: Plan, state: RunState) -> str:
     """Return how many machines there are of those that a run still needs, empty when it has them or is of this machine alone."""
+    if state.gathering is not None and not state.phase.is_final:
+        return _gathering_sentence(state.gathering)
     if plan.nodes is None or state.meeting is None or state.attempts or state.phase is not Phase.STARTING:
         return ""
     here = len(state.present_nodes)
     if here >= plan.nodes.least:
         return ""
     return f"waiting for nodes: {here} of {plan.nodes.least} {'is' if here == 1 else 'are'} here"
+
+
+def _gathering_sentence(found: NodesGathering) -> str:
+    if found.problem:
+        return f"waiting for nodes: {found.where} is not reached yet: {plain(found.problem)}"
+    here = len(found.here)
+    wanted = f"{found.least}" if here < found.least else f"up to {found.most}"
+    who = f" ({plain(join(found.here, 'and'))})" if found.here else ""
+    return f"waiting for nodes at {found.where}: {here} of {wanted} {'is' if here == 1 else 'are'} here{who}"
 
 
 def reach_sentence(state: RunState) -> str:
@@ -137,9 +157,26 @@ def restart_sentences(state: RunState) -> list[str]:
     return [f"… {hidden} earlier restarts", *lines[hidden:]] if hidden > 0 else lines
 
 
+def loss_sentences(state: RunState) -> list[str]:
+    """Return what is missing in the ranks' log files: `rank 0: 7.2 MiB of its output is missing in its log file: No space left on device`."""
+    lines = []
+    for attempt in state.attempts:
+        of = f" of attempt {attempt.number + 1}" if len(state.attempts) > 1 else ""
+        for number, rank in sorted(attempt.ranks.items()):
+            if rank.lost_output_bytes:
+                lines.append(f"rank {number}{of}: {loss_sentence(rank)}")
+    hidden = len(lines) - LOSSES_SHOWN
+    return [*lines[:LOSSES_SHOWN], f"… and output of {hidden} more ranks"] if hidden > 0 else lines
+
+
+def loss_sentence(rank: RankState) -> str:
+    """Return what is missing in a rank's log file."""
+    return f"{format_size(rank.lost_output_bytes)} of its output is missing in its log file: {plain(rank.lost_output_why)}"
+
+
 def plain(text: str) -> str:
-    """Return a text without colours and without characters that steer a terminal."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+    """Return a text that every page and terminal can show: without colours and without characters that steer a terminal."""
+    return _CONTROLS.sub("", _ESCAPES.sub("", printable(text)))
 
 
 def _cause(state: RunState) -> tuple[int, Failure] | None:
@@ -231,6 +268,7 @@ def _text_lines(plan: Plan, state: RunState) -> Iterator[str]:
         if rank.note:
             yield f"rank {rank.rank}: {plain(rank.note)}"
     yield from _more_ranks(state)
+    yield from loss_sentences(state)
 
 
 def _value_lines(rank: RankState) -> list[str]:
@@ -268,6 +306,8 @@ def failure_lines(plan: Plan, state: RunState) -> tuple[str, list[str]]:
     lines += ["", *others] if others else []
     if plan.max_restarts:
         lines += ["", f"restarts used: {state.restarts} of {plan.max_restarts}", *restart_sentences(state)]
+    if losses := loss_sentences(state):
+        lines += ["", *losses]
     return headline(plan, state), lines
 
 
@@ -339,6 +379,7 @@ def format_html(plan: Plan, state: RunState, tails: Mapping[int, Sequence[str]])
     if state.phase.is_final:
         parts += _within([_element("div", line, "ice-quiet", _LINE_BYTES) for line in restart_sentences(state)], _RESTART_BYTES)
         parts += _within(_failure_html(plan, state), _FAILURE_BYTES)
+        parts += [_element("div", line, "ice-error", _LINE_BYTES) for line in loss_sentences(state)]
         parts += _table_html(state)
         parts += _within(_result_html(state), _RESULT_BYTES)
         parts += _within(_tail_html(state, tails), _TAIL_BYTES)

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 LIVE_LINES = 50  # as far up as a program can move: more than any stack of progress bars
-MAX_COLUMNS = 4000  # what a line has beyond this is dropped
+MAX_COLUMNS = 4000  # what a line has beyond this is dropped, unless all of it is wanted
 MAX_ESCAPE = 4096  # characters of an unfinished escape sequence that are kept for the next read
 REDRAWN = "\r"
 ELLIPSIS = "…"
@@ -23,14 +23,23 @@ ELLIPSIS = "…"
 # What makes a chunk more than plain text: every control character but tab, newline, and the carriage return that a pty puts before it.
 _STEERING = bytes([*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F])
 
+# Titles, hyperlinks and other strings for the terminal itself begin so, and end with BEL or ST; a new line or a new sequence ends one that
+# was forgotten, so that it swallows no line.
+_STRING = r"\x1b[\]PX^_]"
+_IN_STRING = r"[^\x07\x18\x1a\x1b\r\n]*"
 _TOKEN = re.compile(
     r"(?P<text>[^\x00-\x08\x0a-\x1f\x7f]+)"
     r"|\x1b\[(?P<parameters>[0-?]*)[ -/]*(?P<command>[@-~])"
-    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, hyperlinks and other strings for the terminal itself
+    rf"|{_STRING}{_IN_STRING}(?:\x07|\x1b\\)?"
     r"|\x1b[ -/]*[0-~]"
     r"|(?P<control>[\x00-\x1f\x7f])",
 )
-_UNFINISHED = re.compile(r"(?:\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*))\Z")
+_REST_OF_STRING = re.compile(rf"{_IN_STRING}(?P<end>\x07|\x1b\\)?")
+_UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[ -/]*)\Z")
+_UNFINISHED_STRING = re.compile(rf"{_STRING}{_IN_STRING}(?P<rest>\x1b?)\Z")
+# The controls that have 8 bits are those with 7 and an ESC before them.
+_HIGH_CONTROLS = re.compile(r"[\x80-\x9f]")
+_LOW_CONTROLS = {number: f"\x1b{chr(number - 0x40)}" for number in range(0x80, 0xA0)}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -100,9 +109,10 @@ def _long_colour(number: int, numbers: Iterator[int]) -> str:
 class _Row:
     """A line that is being drawn, one entry per column. A wide character takes two, the second one empty."""
 
-    __slots__ = ("cells", "is_redrawn", "styles")
+    __slots__ = ("_limit", "cells", "is_redrawn", "styles")
 
-    def __init__(self, text: str = "") -> None:
+    def __init__(self, text: str = "", limit: int = MAX_COLUMNS) -> None:
+        self._limit = limit
         self.cells = _cells(text)
         self.styles = [""] * len(self.cells)
         self.is_redrawn = False
@@ -116,9 +126,9 @@ class _Row:
                 self.is_redrawn = False
         else:
             self._pad(column)
-        if len(cells) > MAX_COLUMNS - column:
-            column = min(column, MAX_COLUMNS - 1)
-            cells = [*cells[: MAX_COLUMNS - 1 - column], ELLIPSIS]
+        if len(cells) > self._limit - column:
+            column = min(column, self._limit - 1)
+            cells = [*cells[: self._limit - 1 - column], ELLIPSIS]
         end = column + len(cells)
         if column < len(self.cells) and not self.cells[column]:
             self.cells[column - 1] = " "  # half of a wide character is none
@@ -182,11 +192,13 @@ class Terminal:
     """One rank's terminal.
 
     `first` is the number of the first live line; what came before it is finished and was returned by `feed`. `changed` is the number of
-    the lowest line that the last call changed. A line number, once given, keeps its line.
+    the lowest line that the last call changed. A line number, once given, keeps its line. `limit` is the most that a line holds.
     """
 
-    def __init__(self, first: int = 0) -> None:
+    def __init__(self, first: int = 0, *, limit: int = MAX_COLUMNS, encoding: str = "utf-8", errors: str = "replace") -> None:
         self.first = first
+        self.limit = limit
+        self.encoding, self.errors = encoding, errors
         self.changed = first
         # Rows stay plain strings until something is drawn over them or in colour: most never are.
         self._rows: list[str | _Row] = [""]
@@ -196,7 +208,8 @@ class Terminal:
         self._returned = False  # a carriage return came, and no newline yet
         self._half = b""  # a carriage return that may belong to a newline
         self._rest = ""  # an unfinished escape sequence
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_in_string = False  # what comes is for the terminal itself, up to the end of the string
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors)
 
     @property
     def end(self) -> int:
@@ -214,9 +227,15 @@ class Terminal:
         return self.first + len(self._rows) - 1
 
     @property
+    def plain_length(self) -> int:
+        """Return how long the last line is so far, 0 for one that is not plain text."""
+        row = self._rows[-1]
+        return len(row) if isinstance(row, str) and self.is_at_end else 0
+
+    @property
     def is_at_end(self) -> bool:
         """Return whether another terminal could go on from the beginning of the last line: nothing above it can change what is drawn."""
-        return self._y == len(self._rows) - 1 and self._style == Style() and not self._rest
+        return self._y == len(self._rows) - 1 and self._style == Style() and not self._rest and not self._is_in_string
 
     def live(self) -> list[str]:
         """Return the lines from `first` to `end`."""
@@ -227,12 +246,20 @@ class Terminal:
 
         Bytes may be split anywhere, inside a character or an escape sequence; the lines do not depend on it.
         """
-        is_appending = not self._rest and self._y == len(self._rows) - 1 and self._x is None and self._style == Style()
+        is_appending = (
+            not self._rest
+            and not self._is_in_string
+            and self._y == len(self._rows) - 1
+            and self._x is None
+            and self._style == Style()
+        )
         data, self._half = self._half + data, b""
         if data.endswith(b"\r"):
             data, self._half = data[:-1], b"\r"
         text = self._decoder.decode(data)
-        if is_appending and is_plain(data):
+        if not text.isascii() and _HIGH_CONTROLS.search(text):
+            self._draw(text.translate(_LOW_CONTROLS))
+        elif is_appending and is_plain(data):
             self._append(text)
         else:
             self._draw(text)
@@ -242,23 +269,20 @@ class Terminal:
         """Add plain text to the end of the last row."""
         self.changed = self.first + len(self._rows) - 1
         lines = text.replace("\r\n", "\n").split("\n")
-        if len(text) > MAX_COLUMNS:
-            lines = [line if len(line) <= MAX_COLUMNS else line[: MAX_COLUMNS - 1] + ELLIPSIS for line in lines]
+        if len(text) > self.limit:
+            lines = [self._bounded(line) for line in lines]
         last = self._rows[-1]
         if isinstance(last, _Row):
             if lines[0]:
                 last.write(len(last.cells), _cells(lines[0]), "")
         elif lines[0]:
-            joined = last + lines[0]
-            self._rows[-1] = joined if len(joined) <= MAX_COLUMNS else joined[: MAX_COLUMNS - 1] + ELLIPSIS
+            self._rows[-1] = self._bounded(last + lines[0])
         self._rows += lines[1:]
         self._y = len(self._rows) - 1
 
     def _draw(self, text: str) -> None:
-        text = self._rest + text
-        unfinished = _UNFINISHED.search(text, max(0, len(text) - MAX_ESCAPE))
-        self._rest = unfinished.group() if unfinished else ""
-        end = unfinished.start() if unfinished else len(text)
+        text = self._leave_string(self._rest + text)
+        end = self._find_unfinished(text)
         self._settle()
         self.changed = self.first + self._y
         for token in _TOKEN.finditer(text, 0, end):
@@ -273,29 +297,61 @@ class Terminal:
         if self._y == len(self._rows) - 1 and not self._returned and self._x == _width(self._rows[-1]):
             self._x = None
 
+    def _leave_string(self, text: str) -> str:
+        """Return what follows the string for the terminal that goes on; nothing as long as it does."""
+        self._rest = ""
+        if not self._is_in_string:
+            return text
+        string = _REST_OF_STRING.match(text)
+        assert string is not None
+        rest = text[string.end() :]
+        if rest == "\x1b":  # perhaps half of its end
+            self._rest = rest
+            return ""
+        self._is_in_string = not rest and string["end"] is None
+        return rest
+
+    def _find_unfinished(self, text: str) -> int:
+        """Return where the escape sequence begins that a text ends in, and keep it for the next; the text's end when it ends in none."""
+        if self._is_in_string:
+            return len(text)
+        if (string := _UNFINISHED_STRING.match(text, max(0, text.rfind("\x1b", 0, len(text) - text.endswith("\x1b"))))) is not None:
+            self._is_in_string, self._rest = True, string["rest"]
+            return string.start()
+        unfinished = _UNFINISHED.search(text, max(0, len(text) - MAX_ESCAPE))
+        self._rest = unfinished.group() if unfinished else ""
+        return unfinished.start() if unfinished else len(text)
+
     def _settle(self) -> None:
         """Turn the cursor's place into a column."""
         if self._x is None:
-            self._x = min(_width(self._rows[self._y]), MAX_COLUMNS)
+            self._x = min(_width(self._rows[self._y]), self.limit)
+
+    def _bounded(self, line: str) -> str:
+        return line if len(line) <= self.limit else line[: self.limit - 1] + ELLIPSIS
+
+    def _reach(self) -> int:
+        """Return how far to the right the cursor may be moved, other than by writing: a line must not get long by that alone."""
+        return min(self.limit, max(MAX_COLUMNS, _width(self._rows[self._y])))
 
     def _row(self) -> _Row:
         row = self._rows[self._y]
         if isinstance(row, str):
-            row = self._rows[self._y] = _Row(row)
+            row = self._rows[self._y] = _Row(row, self.limit)
         return row
 
     def _write(self, text: str) -> None:
         column = self._x or 0
         if not self._returned and not self._style.codes and self._rows[self._y] == "" and column == 0 and text.isascii():
-            self._rows[self._y] = text if len(text) <= MAX_COLUMNS else text[: MAX_COLUMNS - 1] + ELLIPSIS
-            self._x = min(len(text), MAX_COLUMNS)
+            self._rows[self._y] = self._bounded(text)
+            self._x = min(len(text), self.limit)
             return
         cells = _cells(text)
         row = self._row()
         if self._returned and not row.cells:
             row.is_redrawn = True  # a bar's first state: lines of other kinds do not begin with a carriage return
         row.write(column, cells, self._style.codes)
-        self._x = min(column + len(cells), MAX_COLUMNS)
+        self._x = min(column + len(cells), self.limit)
 
     def _control(self, control: str) -> None:
         if control == "\n":
@@ -323,18 +379,18 @@ class Terminal:
         elif command in "BE":
             self._y = min(len(self._rows) - 1, self._y + max(1, number))
         elif command == "C":
-            self._x = min(MAX_COLUMNS, column + max(1, number))
+            self._x = min(self._reach(), column + max(1, number))
         elif command == "D":
             self._x = max(0, column - max(1, number))
         elif command == "G":
-            self._x = min(MAX_COLUMNS, max(1, number) - 1)
+            self._x = min(self._reach(), max(1, number) - 1)
         elif command == "K":
             self._erase(number)
         elif command == "J" and number == 0:
             self._erase(0)
             for y in range(self._y + 1, len(self._rows)):
                 if self._rows[y]:
-                    self._rows[y] = _Row()
+                    self._rows[y] = _Row(limit=self.limit)
         if command in "EF":
             self._x = 0
 
@@ -345,7 +401,7 @@ class Terminal:
         if which == 0:
             self._row().erase(column, None)
         elif which == 1:
-            self._row().erase(0, min(column + 1, MAX_COLUMNS))
+            self._row().erase(0, min(column + 1, self._reach()))
         elif which == 2:
             self._row().erase(0, None)
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import select
 import threading
 import time
+from collections.abc import Callable
 
+from ice_notebook import protocol as p
 from ice_notebook.agent.outbox import Outbox
 from ice_notebook.agent.ranks import RankProcess, Stream, read_terminal
+from ice_notebook.stream_index import STDERR, STDOUT
 
 # After a little output the terminals are left alone for a moment: a rank that prints line by line would otherwise cost a wake-up a line.
 PAUSE_S = 0.005
 _LITTLE_BYTES = 16 << 10
 # A terminal gives at most 4 KiB a read: with one read a turn, two ranks that flood would never give more than a little.
 _READS_A_TURN = 16
-# For the rest of a line that a rank has just begun in another stream: the system passes a terminal's bytes on a little late.
-_LINE_WAIT_S = 0.01
+# So long the beginning of a line waits for the rest of it, where a rank has several streams: what it prints elsewhere shall not stand in its middle.
+_BEGUN_S = 0.05
+_BEGUN_BYTES = 1 << 20
 # What a terminal can hold of a process that has ended is less than this; more comes from a child of it that goes on printing.
 _LEFT_READS = 64
 
@@ -24,9 +27,13 @@ _LEFT_READS = 64
 class Terminals:
     """All terminals of an agent. Readable, as a whole, when one of them is: a selector takes it as it is."""
 
-    def __init__(self, condition: threading.Condition, outbox: Outbox) -> None:
+    def __init__(
+        self, condition: threading.Condition, outbox: Outbox, on_loss: Callable[[RankProcess], None] = lambda _: None
+    ) -> None:
+        """`on_loss` is called whenever output of a rank could not be written to one of its log files."""
         self._condition = condition
         self._outbox = outbox
+        self._on_loss = on_loss
         self._epoll = select.epoll()
         self._streams: dict[int, Stream] = {}
         self._rest_until = 0.0
@@ -39,6 +46,19 @@ class Terminals:
     def rest_s(self) -> float:
         """Return for how many seconds the terminals are better left alone."""
         return self._rest_until - time.monotonic()
+
+    @property
+    def begun_s(self) -> float | None:
+        """Return the seconds until an unfinished line is written, None when there is none."""
+        since = [stream.begun_at for stream in self._streams.values() if stream.begun]
+        return max(0.0, min(since) + _BEGUN_S - time.monotonic()) if since else None
+
+    def let_go(self) -> None:
+        """Take the beginnings of lines that have waited long enough: a bar, or a prompt."""
+        now = time.monotonic()
+        for stream in self._streams.values():
+            if stream.begun and now >= stream.begun_at + _BEGUN_S:
+                self._take_begun(stream)
 
     def watch(self, stream: Stream) -> None:
         """Read from a terminal from now on."""
@@ -61,10 +81,49 @@ class Terminals:
             if rank.rank < 0:
                 stream.early += output
                 return
-            stream.mid_line_since = None if output.endswith(b"\n") else time.monotonic()
-            for fd in stream.files:
-                _write(fd, output)
-            self._outbox.post_output(rank.attempt, rank.rank, output)
+            if len(rank.streams) > 1:
+                output = self._whole_lines(stream, output)
+            if output:
+                self._keep(stream, output)
+
+    def _whole_lines(self, stream: Stream, output: bytes) -> bytes:
+        """Return what has come of a stream up to the end of a line; the rest waits."""
+        if not stream.begun:
+            stream.begun_at = time.monotonic()
+        whole, newline, begun = (stream.begun + output).rpartition(b"\n")
+        if len(begun) > _BEGUN_BYTES:
+            whole, begun = whole + newline + begun, b""
+            newline = b""
+        if newline:
+            stream.begun_at = time.monotonic()
+        stream.begun = begun
+        return whole + newline
+
+    def _take_begun(self, stream: Stream) -> None:
+        with self._condition:
+            begun, stream.begun = stream.begun, b""
+            if begun:
+                self._keep(stream, begun)
+
+    def _keep(self, stream: Stream, output: bytes) -> None:
+        with self._condition:
+            rank = stream.rank
+            is_stderr = rank.index is not None and stream.std is p.Std.ERR
+            if rank.index is not None:
+                rank.index.note(STDERR if is_stderr else STDOUT, rank.n_logged)
+            kept, lost = b"", output
+            for n, file in enumerate(stream.files):
+                taken, left = file.append(output)
+                if n == 0:  # output.log, which views read back
+                    kept, lost = taken, left
+                if left:
+                    rank.loss.add(len(left), file.why)
+                    self._on_loss(rank)
+            rank.n_logged += len(kept)
+            if kept:
+                self._outbox.post_output(rank.attempt, rank.rank, kept)
+            if lost:  # the run goes on, and what is shown live is still shown
+                self._outbox.post_output(rank.attempt, rank.rank, lost, is_kept=False, is_stderr=is_stderr)
 
     def end(self, rank: RankProcess) -> None:
         """Take what a rank that has ended has left in its terminals, and close them."""
@@ -83,16 +142,13 @@ class Terminals:
         return len(taken)
 
     def _finish_lines(self, stream: Stream) -> None:
-        """Take the rest of lines that a rank has begun in its other streams: it has written that before what was just read of this one."""
+        """Take the rest of lines that a rank has begun in its other streams: it may have written that before what was just read of this one."""
         for other in stream.rank.streams:
-            if other is not stream and other.mid_line_since is not None:
-                poller = select.poll()
-                poller.register(other.fd, select.POLLIN)
-                poller.poll(1000 * max(0.0, other.mid_line_since + _LINE_WAIT_S - time.monotonic()))
-                if rest := _read_some(other, _READS_A_TURN)[0]:
-                    self.take(other, rest)
+            if other is not stream and other.begun and (rest := _read_some(other, _READS_A_TURN)[0]):
+                self.take(other, rest)
 
     def _end(self, stream: Stream) -> None:
+        self._take_begun(stream)
         self._streams.pop(stream.fd, None)
         self._epoll.unregister(stream.fd)
         with self._condition:
@@ -109,12 +165,3 @@ def _read_some(stream: Stream, reads: int) -> tuple[bytes, bool]:
             return b"".join(chunks), output is None
         chunks.append(output)
     return b"".join(chunks), False
-
-
-def _write(fd: int, output: bytes) -> None:
-    view = memoryview(output)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except OSError:  # the disk is full: the run goes on, and what is shown live is still shown
-            return

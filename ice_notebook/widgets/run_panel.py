@@ -32,7 +32,7 @@ import traitlets
 from ice_notebook.logs import Delta, RunLogs
 from ice_notebook.protocol import Plan
 from ice_notebook.state import RunState
-from ice_notebook.widgets.kernel import keep_subshell, kernel_id
+from ice_notebook.widgets.kernel import keep_subshell, kernel_id, sendable
 from ice_notebook.widgets.panel_state import snapshot
 from ice_notebook.widgets.scripts import lean_module
 
@@ -164,6 +164,7 @@ class RunPanel(anywidget.AnyWidget):
         else:
             content = dict(self._content)
         content |= {"cell_waits": self.cell_waits, "acks": list(self._presses), "problems": list(self._problems)}
+        content = sendable(content)
         if content == self._content:
             return self.state  # type: ignore[no-any-return]  # a trait
         self._content = content
@@ -199,7 +200,7 @@ class RunPanel(anywidget.AnyWidget):
             self._send_lines({"kind": "output", "seq": self._seq, **news}, delta, now)
 
     def _look_for_extras(self) -> dict[str, Any]:
-        progress = dict(self._run.progress) if self._run is not None else self._extras["progress"]
+        progress = sendable(self._run.progress) if self._run is not None else self._extras["progress"]
         return {"starts": self._logs.attempts(), "progress": progress}
 
     def _send_replay(self, tab: str, have: Mapping[int, int], now: float) -> None:

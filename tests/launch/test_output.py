@@ -110,10 +110,10 @@ from ice_notebook.logs import RunLogs
 taken = {0: 0, 1: 0}
 missed = {0: 0, 1: 0}
 feed = RunLogs.feed
-def count(self, attempt, rank, data, missed_bytes=0):
+def count(self, attempt, rank, data, missed_bytes=0, **more):
     taken[rank] += len(data)
     missed[rank] += missed_bytes
-    feed(self, attempt, rank, data, missed_bytes)
+    feed(self, attempt, rank, data, missed_bytes, **more)
 RunLogs.feed = count
 
 printed = sys.argv[1]

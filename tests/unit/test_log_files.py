@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ice_notebook.log_files import MARK_LINES, Hit, LogFile
+from ice_notebook.log_files import MARK_LINES, NOT_KEPT, Hit, LogFile
 from ice_notebook.logs import NOTE, PENDING_BYTES, RunLogs
 
 
@@ -19,7 +19,10 @@ def logs(tmp_path):
     """A run's logs over files, and `feed(attempt, rank, data)`, which writes and feeds as an agent does."""
     made = RunLogs(lambda attempt, rank: tmp_path / f"{attempt}.{rank}")
 
-    def feed(attempt: int, rank: int, data: bytes, *, is_missed: bool = False) -> None:
+    def feed(attempt: int, rank: int, data: bytes, *, is_missed: bool = False, is_kept: bool = True) -> None:
+        if not is_kept:  # its disk is full
+            made.feed(attempt, rank, data, missed=owed.pop((attempt, rank), 0), is_kept=False)
+            return
         with (tmp_path / f"{attempt}.{rank}").open("ab") as file:
             file.write(data)
         if is_missed:
@@ -74,6 +77,37 @@ def test_a_gap_in_redrawn_output_keeps_the_numbers_of_what_follows(logs):
     after = next(chunk.first + chunk.lines.index("line 3") for chunk in delta.chunks if "line 3" in chunk.lines)
     assert logs.read_back(0, after, 3) == ["line 3", "line 4", "line 5"]
     assert len(logs.read_back(0, 0, after)) == after
+
+
+def test_lines_that_found_no_room_in_the_file_move_nothing_in_it(logs):
+    cursor = logs.cursor()
+    logs.write(0, 0, text(10) + b"ha")
+    logs.write(0, 0, b"lf\r\n" + text(2, 11) + b"line", is_kept=False)
+    logs.write(0, 0, b" 13\r\n" + text(3, 14))
+    shown = [line for chunk in logs.delta(cursor).chunks for line in chunk.lines]
+    assert shown == [*(f"line {i}" for i in range(10)), "half", *(f"line {i}" for i in range(11, 17))], "live all is shown"
+    logs.write(0, 0, text(1_000, 17))
+    logs.delta(cursor)
+    assert logs.read_back(0, 8, 8) == ["line 8", "line 9", "ha", NOT_KEPT, NOT_KEPT, " 13", "line 14", "line 15"]
+    assert logs.read_back(0, 1_010, 2) == ["line 1010", "line 1011"]
+    assert [hit.line for _, hit in logs.search("line 1000", [0])] == [1_000]
+
+
+def test_a_flood_that_finds_no_room_keeps_the_numbers_of_what_follows(logs):
+    logs.write(0, 0, text(1_000))
+    for k in range(1, 50):
+        logs.write(0, 0, text(1_000, 1_000 * k), is_kept=False)
+        if k == 20:
+            logs.delta(logs.cursor())
+    logs.write(0, 0, text(700, 50_000), is_missed=True)
+    logs.write(0, 0, text(10, 50_700))
+    delta = logs.delta(logs.cursor())
+    end = delta.chunks[-1].end
+    assert delta.chunks[-1].lines[-1] == "line 50709"
+    assert logs.read_back(0, end - 711, 3) == [NOT_KEPT, "line 50000", "line 50001"]
+    assert logs.read_back(0, end - 2, 2) == ["line 50708", "line 50709"]
+    assert logs.read_back(0, 998, 3) == ["line 998", "line 999", NOT_KEPT]
+    assert len(logs._ranks[0].file._lines) < 20
 
 
 def test_every_attempt_is_numbered_on_and_has_its_file(logs):

@@ -6,7 +6,8 @@ from histories import History, plan
 
 from ice_notebook import protocol as p
 from ice_notebook.report import failure_lines, format_text, join_command, waiting_sentence
-from ice_notebook.text_view import _node_lines, _restart_lines
+from ice_notebook.state import Phase
+from ice_notebook.text_view import _node_lines, _opening, _restart_lines
 from ice_notebook.widgets.panel_state import banner
 
 NODES = p.NodesPlan(least=2, most=3, address="127.0.0.1", last_call=1.0, join_timeout=600.0, token="T" * 64, environment={})
@@ -82,3 +83,44 @@ def test_a_run_that_a_missing_node_has_ended_says_so_and_blames_no_rank() -> Non
     history.add(p.RoundEnded, attempt=0, reason=why, restarting=False).end(p.Outcome.FAILED, why)
     assert failure_lines(PLAN, history.state)[0] == why
     assert text_of_banner(history) == f"N{why[1:]}."
+
+
+# ---- nodes that are each started by hand
+
+BY_HAND = plan(1, group=p.GroupPlan(least=2, most=4, address="10.0.0.1", port=29401, join_timeout=600.0, backend="c10d"))
+
+
+def gathering(*here: str, problem: str = "") -> p.NodesGathering:
+    return p.NodesGathering(at=1.0, where="10.0.0.1:29401", here=here, least=2, most=4, problem=problem)
+
+
+def test_nodes_that_are_started_by_hand_say_what_they_wait_for_until_they_have_met() -> None:
+    state = History(1).state
+    assert list(_opening(BY_HAND, state)) == []  # nothing is known yet
+    said = {
+        gathering(problem="nothing listens there"): "waiting for nodes: 10.0.0.1:29401 is not reached yet: nothing listens there",
+        gathering("10.0.0.1"): "waiting for nodes at 10.0.0.1:29401: 1 of 2 is here (10.0.0.1)",
+        gathering(
+            "10.0.0.1", "10.0.0.7", "n3"
+        ): "waiting for nodes at 10.0.0.1:29401: 3 of up to 4 are here (10.0.0.1, 10.0.0.7 and n3)",
+    }
+    for event, sentence in said.items():
+        state = state.apply(event)
+        assert waiting_sentence(BY_HAND, state) == sentence
+        assert [line for _, line in _opening(BY_HAND, state)] == [f"run: {sentence}"]
+        assert format_text(BY_HAND, state).startswith("Run: waiting for nodes · 1 rank · ")
+        shown = banner(BY_HAND, state)
+        assert shown is not None
+        assert shown["text"] == f"W{sentence[1:]}."
+    start = p.RankStart(rank=3, local_rank=0, device="cpu:0", pid=7)
+    state = state.apply(p.AttemptBegun(at=2.0, attempt=0, restart_count=0, world_size=4, ranks=(start,), has_others=True))
+    assert waiting_sentence(BY_HAND, state) == ""
+    assert [line for _, line in _opening(BY_HAND, state)] == ["run: running · 4 ranks on cpu:0"]
+    # It runs when this node's ranks do: nothing is told of the others.
+    assert state.apply(p.RankRunning(at=3.0, attempt=0, rank=3)).phase is Phase.RUNNING
+
+
+def test_a_run_that_is_over_waits_for_nobody() -> None:
+    state = History(1).state.apply(gathering("10.0.0.1")).apply(p.RunEnded(at=2.0, outcome=p.Outcome.STOPPED))
+    assert waiting_sentence(BY_HAND, state) == ""
+    assert format_text(BY_HAND, state).startswith("Run: stopped · ")

@@ -5,7 +5,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from histories import History, broken_connection, killed, plan, raised, succeeded
+from histories import History, broken_connection, identity, killed, plan, raised, succeeded
 
 from ice_notebook import protocol as p
 from ice_notebook import report
@@ -176,6 +176,19 @@ def test_a_note_of_a_rank_is_told() -> None:
     note = "crashed with SIGABRT after its value was written"
     history = History().begin().returns(0, "1").returns(1, "2").exits(0).exits(1, -6, note).end()
     assert lines(format_text(plan(), history.state))[-2:] == ["rank 1: 2", f"rank 1: {note}"]
+
+
+def test_what_is_missing_in_the_log_files_is_told_however_the_run_ended() -> None:
+    missing = "rank 1: 7.15 MiB of its output is missing in its log file: No space left on device"
+    history = History().begin().loses_output(1, 10).loses_output(1, 7_500_000).returns(0, "1").returns(1, "2").end()
+    assert format_text(plan(2, max_restarts=0), history.state).splitlines()[-1] == missing
+    assert missing in format_html(plan(), history.state, {})
+
+    failed = History().begin().loses_output(1, 7_500_000).fails(1).group_fails(1, restarting=True).begin().fails(0).group_fails(0)
+    failed.end(p.Outcome.FAILED)
+    missing = missing.replace("rank 1:", "rank 1 of attempt 1:")
+    assert missing in format_text(plan(), failed.state).splitlines()
+    assert missing in failure_lines(plan(), failed.state)[1]
 
 
 def test_what_runs_shows_a_title_that_does_not_depend_on_the_moment() -> None:
@@ -403,6 +416,30 @@ def test_everything_that_a_rank_says_is_escaped() -> None:
     assert page.text.count("alert(1)") > 8
 
 
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "\x1b[31m",
+        "\x1b[?1000h",
+        "\x9b2J",
+        "\x1b]52;c;SGVsbG8=\x07",
+        "\x9d52;c;SGVsbG8=\x9c",
+        "\x1b]0;title\x1b\\",
+        "\x90q\x9c",
+        "\x1b_G\x1b\\",
+        "\x85\x84\x1bE",
+        "\u202e\u2066\u2069\u202c",
+        "\x07\x08\r",
+    ],
+)
+def test_nothing_of_an_exceptions_words_steers_a_terminal_or_a_page(trick):
+    history = History(1).begin().fails(0, raised(f"ValueError: bad {trick}loss")).group_fails(0).end(p.Outcome.FAILED)
+    assert report.failure_sentence(0, history.state.ranks[0].failure) == "rank 0: ValueError: bad loss (cell, line 4)"
+    for text in (format_text(plan(1), history.state), str(failure_lines(plan(1), history.state))):
+        assert "bad loss" in text
+        assert not any(character in text for character in trick if not character.isprintable())
+
+
 @pytest.mark.parametrize("character", ["x", '"', "🏖", "\x1b[31m", "\n"])
 @pytest.mark.parametrize("world_size", [1, 4, 70])
 def test_the_page_stays_below_100_kb_however_large_the_input(character: str, world_size: int) -> None:
@@ -441,7 +478,7 @@ def test_no_times_pids_ids_or_paths_appear_and_the_order_of_events_does_not_show
     for seed in range(20):
         random.seed(seed)
         history = History(3, start=1_600_000_000.0 + 7919 * seed)
-        history.add(p.RunBegun, agent_pid=1000 + seed, agent_started=5.0 + seed)
+        history.add(p.RunBegun, agent=identity(1000 + seed, 5 + seed))
         history.begin(running=False)
         for rank in random.sample(range(3), 3):
             history.add(p.RankRunning, attempt=0, rank=rank)

@@ -6,11 +6,9 @@ import json
 import time
 from pathlib import Path
 
-import comm
-import ipykernel.kernelapp  # noqa: F401 - it chooses the class of comms when it is imported; a test chooses later
 import pytest
-from comm.base_comm import BaseComm
 from fake_run import FAILURE, FakeRun, begun, failed, make_plan, out, returned, value
+from recorded_comms import record_comms
 from support import wait_until
 
 from ice_notebook import protocol as p
@@ -20,13 +18,6 @@ from ice_notebook.widgets import run_panel
 from ice_notebook.widgets.kernel import keep_subshell, kernel_id
 from ice_notebook.widgets.panel_state import banner, format_duration, snapshot
 from ice_notebook.widgets.run_panel import RunPanel
-
-
-class RecordingComm(BaseComm):
-    """A comm whose other end is a list."""
-
-    def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys):
-        self.__dict__.setdefault("sent", []).append((msg_type, data or {}, [bytes(buffer) for buffer in buffers or []]))
 
 
 class Page:
@@ -76,7 +67,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def opened(monkeypatch, clock):
-    monkeypatch.setattr(comm, "create_comm", RecordingComm)
+    record_comms(monkeypatch)
     panels = []
 
     def open_panel(script=(), **how):
@@ -405,8 +396,9 @@ def test_the_click_repair_is_harmless_where_it_is_not_needed():
 
 
 def test_the_click_repair_fits_the_installed_ipykernel():
-    from ipykernel.comm.comm import BaseComm as KernelComm
+    from ipykernel.comm import comm as comms
 
+    KernelComm = getattr(comms, "BaseComm", comms.Comm)
     comm_ = KernelComm.__new__(KernelComm)
     keep_subshell(comm_)
     if hasattr(KernelComm, "_reply_subshell_for"):
@@ -479,6 +471,20 @@ def test_a_signal_is_named():
             "Stopped: the notebook interrupted it.",
         ),
         ([*begun(2), p.RunEnded(at=2.0, outcome=p.Outcome.FAILED, reason="the agent died")], "failed", "The agent died."),
+        (
+            [*begun(2), p.OutputLost(at=1.0, attempt=0, rank=1, size_bytes=3 << 20, reason="No space left on device")],
+            "lost",
+            "Rank 1: 3 MiB of its output is missing in its log file: No space left on device.",
+        ),
+        (
+            [
+                *begun(2),
+                p.OutputLost(at=1.0, attempt=0, rank=0, size_bytes=9, reason="No space left on device"),
+                p.RunEnded(at=2.0, outcome=p.Outcome.FAILED, reason="the agent died"),
+            ],
+            "failed",
+            "The agent died.\nRank 0: 9 B of its output is missing in its log file: No space left on device.",
+        ),
     ],
 )
 def test_the_banner_says_what_stands_out(events, kind, text):
@@ -609,10 +615,10 @@ def test_starts_of_attempts_and_progress_are_sent_when_they_change(opened):
     panel.update()
     panel.update()
     (message,) = page.heard()
-    assert (message["starts"], message["progress"]) == ({0: {0: 0}}, {0: [["epoch", 1, 3]]})
+    assert (message["starts"], message["progress"]) == ({"0": {"0": 0}}, {"0": [["epoch", 1, 3]]})
     run.play([out(0, "b\n")])
     panel.update()
     assert "progress" not in page.heard()[0]
     page.says(kind="hello", tab="late", rev=0, have={})
     replay = next(message for message in page.heard() if message["kind"] == "replay")
-    assert (replay["starts"], replay["progress"]) == ({0: {0: 0}}, {0: [["epoch", 1, 3]]})
+    assert (replay["starts"], replay["progress"]) == ({"0": {"0": 0}}, {"0": [["epoch", 1, 3]]})

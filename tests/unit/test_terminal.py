@@ -142,6 +142,40 @@ def test_lines_do_not_depend_on_where_bytes_are_split(stream):
     assert lines_of(data, splits=random.Random(0), longest=1) == whole
 
 
+SECRET = "SGVsbG8="
+EIGHT_BITS = {
+    "csi": "\u009b31mred\u009b0m\u009b2J\u009b5n",
+    "osc": f"\u009d52;c;{SECRET}\u009c\u009d0;title\x07",
+    "strings": f"\u0090{SECRET}\u009c\u0098{SECRET}\u009c\u009e{SECRET}\x1b\\\u009f{SECRET}\x07",
+    "others": "".join(map(chr, (*range(0x80, 0x90), *range(0x91, 0x98), 0x99, 0x9A, 0x9C))),
+}
+
+
+@pytest.mark.parametrize("controls", EIGHT_BITS.values(), ids=EIGHT_BITS)
+def test_controls_with_eight_bits_are_those_with_seven(controls):
+    data = f"ü one {controls}two\r\nthree {controls}\r\nfour".encode()
+    lines = lines_of(data)
+    assert [plain_text(line).replace("red", "") for line in lines] == ["ü one two", "three ", "four"]
+    assert not any("\x80" <= character <= "\x9f" for character in "".join(lines))
+    for seed in range(20):
+        assert lines_of(data, splits=random.Random(seed), longest=3) == lines
+
+
+@pytest.mark.parametrize("start", ["\x1b]0;title", f"\x1b]52;c;{SECRET}", "\x1bP1$q", "\x1b_G", "\x1b^x", "\x1bXx", "\u009d0;t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x1b[m\n", "\x18\n", "\x1b]0;and another\x07\n"])
+def test_a_string_without_end_swallows_no_more_than_its_line(start, end):
+    data = f"before {start}{end}line 1\nline 2\n{start}".encode()
+    assert lines_of(data) == ["before ", "line 1", "line 2"]
+    for seed in range(20):
+        assert lines_of(data, splits=random.Random(seed), longest=3) == ["before ", "line 1", "line 2"]
+
+
+def test_a_long_string_for_the_terminal_itself_is_no_text():
+    picture = b"\x1b]1337;File=inline=1:" + b"QUJD" * 50_000 + b"\x07"
+    assert lines_of(b"a" + picture + b"b\n") == ["ab"]
+    assert lines_of(b"a" + picture + b"b\n", splits=random.Random(2), longest=5_000) == ["ab"]
+
+
 def test_split_characters_are_put_together_and_bad_bytes_are_replaced():
     assert lines_of("ü日🙂\r\n".encode(), splits=random.Random(1), longest=1) == ["ü日🙂"]
     assert lines_of(b"a\xffb\n") == ["a\ufffdb"]

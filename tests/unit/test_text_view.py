@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from ice_notebook import protocol as p
 from ice_notebook import text_view
 from ice_notebook.logs import RunLogs
 from ice_notebook.state import RunState
+from ice_notebook.stream_index import StreamIndexWriter
 from ice_notebook.text_view import TextView
 
 
@@ -69,6 +71,16 @@ def test_whole_lines_come_with_their_rank_after_the_opening() -> None:
     assert screen.wanted is None
 
 
+def test_what_is_missing_in_the_log_files_is_told_before_the_end() -> None:
+    run = FakeRun()
+    screen = Screen(run)
+    run.history.loses_output(1, 100)
+    screen.after(0.1)
+    run.history.loses_output(1, 2048).returns(0).returns(1).end()
+    missing = "rank 1: 2 KiB of its output is missing in its log file: No space left on device"
+    assert screen.after(0.1) == [missing, "run: succeeded"]
+
+
 def test_the_labels_are_as_wide_as_the_largest_rank() -> None:
     run = FakeRun(12)
     screen = Screen(run)
@@ -77,28 +89,27 @@ def test_the_labels_are_as_wide_as_the_largest_rank() -> None:
     assert screen.after(1)[1:] == ["[ 3] three", "[11] eleven"]
 
 
-def test_a_line_that_is_being_written_is_printed_when_it_is_whole() -> None:
+def test_a_line_is_printed_when_it_is_whole_and_at_once() -> None:
     run = FakeRun()
     screen = Screen(run)
     run.says(0, "first\nsec")
-    assert screen.after(0.1)[1:] == ["[0] first"]
-    assert screen.wanted == pytest.approx(text_view.SETTLE_S)
+    assert screen.after(5)[1:] == ["[0] first"]
     run.says(0, "ond\nthird\n")
-    assert screen.after(0.1) == ["[0] second"]
-    assert screen.after(text_view.SETTLE_S) == ["[0] third"]
+    assert screen.after(0.1) == ["[0] second", "[0] third"]
+    assert screen.wanted is None
 
 
-def test_a_row_of_dots_is_printed_once_a_second_at_most() -> None:
+def test_a_row_of_dots_is_one_line_that_is_shown_now_and_then_as_far_as_it_is() -> None:
     run = FakeRun()
     screen = Screen(run)
     screen.after(0.1)
     printed = []
-    for _ in range(50):
+    for _ in range(250):
         run.says(0, ".")
         printed += screen.after(0.1)
-    assert len(printed) <= 5
+    assert [len(line) for line in printed] == pytest.approx([104, 204], abs=2)
     run.says(0, " done\n")
-    assert screen.after(2) == [f"[0] {'.' * 50} done"]
+    assert screen.after(2) == [f"[0] {'.' * 250} done"]
 
 
 def test_a_progress_bar_is_printed_once_a_second_and_when_something_follows_it() -> None:
@@ -111,8 +122,7 @@ def test_a_progress_bar_is_printed_once_a_second_and_when_something_follows_it()
         printed += screen.after(0.1)
     assert printed == ["[0] train 10/35", "[0] train 20/35", "[0] train 30/35"]
     run.says(0, "\rtrain 35/35\nepoch 1 done\nsaved\n")
-    assert screen.after(0.1) == ["[0] train 35/35", "[0] epoch 1 done"]
-    assert screen.after(0.3) == ["[0] saved"]
+    assert screen.after(0.1) == ["[0] train 35/35", "[0] epoch 1 done", "[0] saved"]
     assert screen.after(3) == []
 
 
@@ -209,15 +219,18 @@ def test_what_a_rank_printed_last_comes_before_what_became_of_it() -> None:
     screen.after(0.1)
     run.says(1, "last words")
     run.says(0, "\r3/10")
-    run.history.fails(1).group_fails(1, restarting=True)
+    run.history.fails(1).exits(1, 1).exits(0, -15).group_fails(1, restarting=True)
     assert screen.after(0.1) == [
         "[0] 3/10",
         "[1] last words",
         "restart 1/3: rank 1 failed: ValueError: bad loss (cell, line 4)",
     ]
-    run.history.begin().fails(0).group_fails(0)
+    run.history.begin().fails(0).exits(0, 1).group_fails(0)
     run.says(0, "second words")
+    run.says(1, "half a li")
     assert screen.after(0.1) == ["[0] second words", "rank 0 failed: ValueError: bad loss (cell, line 4)"]
+    run.says(1, "ne\n")
+    assert screen.after(0.1) == ["[1] half a line"], "a rank that still lives may end its line"
 
 
 def test_a_restart_is_told_when_the_group_fails_and_not_again() -> None:
@@ -332,16 +345,17 @@ def test_output_that_the_agent_left_out_is_told_in_its_place() -> None:
     assert "\x01" not in screen.stream.getvalue()
 
 
-def test_what_nobody_prints_is_bounded() -> None:
+def test_what_nobody_has_printed_for_a_while_is_a_seconds_worth_and_a_count() -> None:
     run = FakeRun(1)
     screen = Screen(run, prints=False, is_bounded=True)
     for n in range(200):
         run.says(0, f"line {n}\n" * 200)
         screen.after(0.1)
     screen.view.flush()
-    lines = screen.stream.getvalue().splitlines()
-    assert len(lines) == text_view.WAITING_LINES + 1
-    assert lines[0].endswith("lines not shown (in the log files)")
+    opening, note, *lines = screen.stream.getvalue().splitlines()
+    assert opening.startswith("run: running")
+    assert len(lines) == text_view.LINES_PER_S
+    assert note == f"[0] … {40_000 - text_view.LINES_PER_S:,} lines not shown (in the log files)"
     assert lines[-1] == "[0] line 199"
 
 
@@ -350,12 +364,10 @@ def test_outside_a_page_a_flood_is_printed_to_the_last_line(tmp_path: Path, when
     n_ranks, n_lines = 3, 60_000
     run = FakeRun(n_ranks, tmp_path)
     screen = Screen(run, prints=when == "at once")
-    waiting = 0
     for fed in range(0, n_lines, 6000):
         for rank in range(n_ranks):
             run.says(rank, "".join(f"line {fed + n}\n" for n in range(6000)))
         screen.after(0.1)
-        waiting = max(waiting, len(screen.view._waiting))
     for rank in range(n_ranks):
         run.says(rank, "\r 50%|#####     \r100%|##########\nlast words")
         run.history.returns(rank)
@@ -367,7 +379,112 @@ def test_outside_a_page_a_flood_is_printed_to_the_last_line(tmp_path: Path, when
         expected = [*(f"line {n}" for n in range(n_lines)), "100%|##########", "last words"]
         assert [line.partition("] ")[2] for line in lines if line.startswith(f"[{rank}]")] == expected
     assert lines[-1] == "run: succeeded"
-    assert waiting < 2 * text_view.WAITING_LINES
+
+
+WORDS = "of some words that make it longer, and 日本語 as well"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_line_is_cut_or_split_whenever_it_is_read(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    n_lines = 20_000
+    data = b"".join(f"line {n} {WORDS}\r\n".encode() for n in range(n_lines)) + b"and half"
+    run = FakeRun(1, tmp_path)
+    screen = Screen(run, prints=False)
+    at = 0
+    while at < len(data):
+        piece = data[at : at + chance.choice([100, 700, 5_000, 30_000, 200_000])]
+        at += len(piece)
+        with run.log_file(0, 0).open("ab") as file:
+            file.write(piece)
+        run.logs.feed(0, 0, piece)
+        screen.now += chance.choice([0.001, 0.3, 20.0])
+        if chance.random() < 0.5:
+            screen.view.update()
+        if chance.random() < 0.5:
+            screen.view.flush()
+    run.history.returns(0).end()
+    screen.view.flush()
+    lines = [line for line in screen.stream.getvalue().splitlines() if line.startswith("[0] ")]
+    whole = [line for line in lines if line.endswith("as well")]
+    assert whole == [f"[0] line {n} {WORDS}" for n in range(n_lines)]
+    assert lines[-1] == "[0] and half"
+
+
+def test_a_line_is_as_long_as_it_likes(tmp_path: Path) -> None:
+    run = FakeRun(2, tmp_path)
+    screen = Screen(run, prints=False)
+    numbers = ", ".join(map(str, range(3000)))
+    giant = "0123456789" * 300_000
+    run.says(0, f"{numbers}\n\x1b[31m{numbers}\x1b[0m\n")
+    for start in range(0, len(giant), 70_000):
+        run.says(1, giant[start : start + 70_000])
+        screen.view.flush()
+        screen.now += 1
+    assert screen.view._ranks[0, 1].lines[False]._long_at == 0, "it is in its file, and not in memory"
+    run.says(0, "between\n")
+    screen.view.flush()
+    run.says(1, "\nafter\n")
+    run.history.returns(0).returns(1).end()
+    screen.view.flush()
+    assert screen.stream.getvalue().splitlines() == [
+        "run: running · 2 ranks on cpu:0-1",
+        f"[0] {numbers}",
+        f"[0] {numbers}",
+        "[0] between",
+        f"[1] {giant}",
+        "[1] after",
+        "run: succeeded",
+    ]
+
+
+def test_what_a_full_disk_kept_out_of_the_file_is_shown_in_its_place(tmp_path: Path) -> None:
+    run = FakeRun(1, tmp_path)
+    screen = Screen(run, prints=False)
+    run.says(0, "one\ntw")
+    run.logs.feed(0, 0, b"o\nthree\n", is_kept=False)
+    run.logs.feed(0, 0, b"fo", is_kept=False)
+    run.says(0, "ur\nfive\n")
+    screen.view.flush()
+    assert screen.stream.getvalue().splitlines()[1:] == ["[0] one", "[0] two", "[0] three", "[0] four", "[0] five"]
+
+
+def test_a_log_file_that_is_gone_is_told_in_the_place_of_its_lines(tmp_path: Path) -> None:
+    run = FakeRun(1, tmp_path)
+    screen = Screen(run, prints=False)
+    run.says(0, "unheard\n" * 1000)
+    run.log_file(0, 0).unlink()
+    screen.view.flush()
+    assert screen.stream.getvalue().splitlines()[1:] == ["[0] … 7.81 KiB not shown"]
+
+
+def test_stderr_may_be_shown_apart(tmp_path: Path) -> None:
+    run = FakeRun(1, tmp_path)
+    out, err = io.StringIO(), io.StringIO()
+    view = TextView(run, out, errors=err, clock=lambda: 0.0)
+    index = StreamIndexWriter(run.log_file(0, 0))
+    at = 0
+    for std, text in ((1, "out 1\nou"), (2, "err 1\n"), (1, "t 2\n"), (2, "err 2\nerr"), (1, "out 3\n"), (2, " 3\n")):
+        index.note(std, at)
+        run.says(0, text)
+        at += len(text)
+    index.close()
+    view.flush()
+    run.history.returns(0).end()
+    view.flush()
+    assert out.getvalue().splitlines()[1:] == ["[0] out 1", "[0] out 2", "[0] out 3", "run: succeeded"]
+    assert err.getvalue().splitlines() == ["[0] err 1", "[0] err 2", "[0] err 3"]
+
+
+def test_torchs_template_stands_before_lines_and_a_filter_keeps_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(text_view.PREFIX_TEMPLATE, "<${role_name}${local_rank}|${rank}|$other> ")
+    run = FakeRun(2)
+    stream = io.StringIO()
+    view = TextView(run, stream, shown={1}, clock=lambda: 0.0)
+    run.says(0, "not shown\n")
+    run.says(1, "shown\n\n")
+    view.flush()
+    assert stream.getvalue().splitlines()[1:] == ["<default1|1|$other> shown", "<default1|1|$other> "]
 
 
 class Blocked(io.StringIO):
@@ -466,6 +583,6 @@ def test_bars_stand_in_the_foot_until_they_are_done(terminal: Any) -> None:
 
 def test_a_foot_never_wraps_and_is_gone_at_the_end(terminal: Any) -> None:
     terminal.says(0, "\r" + "x" * 300)
-    assert [len(line) for line in terminal.shows()[-2:]] == [50, 59]
+    assert [len(line) for line in terminal.shows()[-2:]] == [50, 60]
     terminal.history.returns(0).returns(1).exits(0).exits(1).end()
     assert terminal.shows()[-1] == "run: succeeded"
