@@ -13,12 +13,13 @@ _KERNELS_OWN: dict[str, str | None] = {
     "FORCE_COLOR": "1",
     "CLICOLOR": "1",
     "CLICOLOR_FORCE": "1",
-    "PAGER": "cat",
-    "GIT_PAGER": "cat",
     "TERM": "xterm-color",
     "PYTHONUNBUFFERED": "1",
 }
 _KERNELS_PREFIX = "PYDEVD_"
+# Programs that ask for a pager when they find a terminal: a rank has one, and nobody to turn the pages.
+_PAGERS = ("PAGER", "GIT_PAGER", "MANPAGER", "SYSTEMD_PAGER")
+_NO_PAGER = "cat"
 _NOTEBOOK_BACKENDS = ("module://matplotlib_inline", "module://ipykernel")
 _TERMINAL = "xterm-256color"  # what a rank's pseudo-terminal understands
 LOOPBACK = "lo"
@@ -48,6 +49,8 @@ def rank_environment(
         ours["MPLBACKEND"] = "Agg"
     if ours.get("TERM", "dumb") == "dumb":
         ours["TERM"] = _TERMINAL
+    for pager in _PAGERS:
+        ours.setdefault(pager, _NO_PAGER)
     if omp_num_threads is not None:
         ours["OMP_NUM_THREADS"] = str(omp_num_threads)
     elif n_ranks > 1:

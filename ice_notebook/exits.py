@@ -21,7 +21,19 @@ _MEANINGS = {
     "SIGXCPU": "it used up the processor time that a limit allows",
     "SIGXFSZ": "it wrote a file larger than a limit allows",
 }
+INTERRUPTED = "interrupted by a SIGINT from outside the run, or from its own code"
+_C_LONG = 1 << 63
 _OUT_OF_MEMORY = "the system was out of memory: use smaller batches, fewer ranks or fewer DataLoader workers"
+
+
+def status_of_exit(code: object) -> int:
+    """Return the exit status that Python leaves with after `sys.exit(code)`, as the system keeps it: `sys.exit(-1)` is 255."""
+    if code is None:
+        return 0
+    if not isinstance(code, int):
+        return 1  # it is printed
+    # Beyond a C long Python takes -1, and of all numbers the system keeps one byte.
+    return (code if -_C_LONG <= code < _C_LONG else -1) & 0xFF
 
 
 def shell_status(exit_code: int) -> int:

@@ -9,13 +9,16 @@ import selectors
 import threading
 import time
 import traceback
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Protocol
+
+import msgspec
 
 from ice_notebook import processes
 from ice_notebook import protocol as p
-from ice_notebook.agents import AgentProcess
+from ice_notebook.agents import AgentProcess, how_it_ended
 from ice_notebook.frames import Frame
+from ice_notebook.log_files import read_end
 from ice_notebook.logs import RunLogs
 from ice_notebook.state import RunState
 from ice_notebook.store import RunFolder
@@ -29,7 +32,6 @@ _BEGINNINGS = (p.RunBegun, p.AttemptBegun, p.RankRunning)
 ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
 EARLY_WAIT_S = 0.2  # the same before the first attempt, when nothing of the user's runs yet: importing torch deafens an agent
 LADDER_WAIT_S = 3.0  # and one that has answered, this much longer than the ranks' grace after it
-END_BYTES = 64 * 1024  # of output that the agent left out at the end: enough for any last words
 # After so many reads of little between two looks of the views, the agent is left alone for a moment after each: ranks that all print would
 # otherwise cost a wake-up for every few lines.
 MANY_READS = 10
@@ -76,6 +78,9 @@ class Followed(Protocol):
     def take_event(self, event: Any) -> None:
         """Change by an event."""
 
+    def take_journal(self, events: Sequence[Any]) -> None:
+        """Stand as the journal says, if it knows more than was heard."""
+
     def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
         """Take note of how far a rank's loops are."""
 
@@ -101,66 +106,130 @@ class Follower(threading.Thread):
         self._news_due = 0.0  # when views are to be told of what is new
         self._small_reads = 0  # of the agent, since the views were told
         self._pace = Pace(VIEW_INTERVAL_S, VIEW_BURST)
-        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._is_over = False
+        self._is_woken = False
+        self._woken = threading.Condition(self._lock)
+        # As long as there is an agent: what goes on afterwards, for a page that has not confirmed the end, holds no descriptor.
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if agent is not None else (-1, -1)
+
+    @property
+    def views(self) -> list[View]:
+        """Return the views that it tells."""
+        return list(self._views)
 
     # ---- from other threads
 
     def subscribe(self, view: View) -> bool:
         """Have a view told of changes from now on, and soon of how all stands; False when this thread is over."""
         with self._lock:
-            if self._wake_writer < 0:
+            if self._is_over:
                 return False
             self._views[view] = time.monotonic() + GATHER_S
             self._wake()
         return True
 
-    def ask_to_stop(self, reason: str, *, is_urgent: bool) -> None:
+    def ask_to_stop(self, reason: str, *, is_urgent: bool, by: int) -> None:
         """Tell the agent to stop, or, if urgent, to kill. If it does not answer in time it is killed itself."""
         with self._lock:
-            if self._wake_writer < 0 or self._agent is None or self._run.state.phase.is_final:
+            if self._agent is None or self._run.state.phase.is_final:
                 return
             agent = self._agent
             self._stop_reason = self._stop_reason or reason
             self._answer_until = time.monotonic() + (ACKNOWLEDGE_WAIT_S if self._run.state.attempts else EARLY_WAIT_S)
             self._wake()
         with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
-            agent.channel.send("stop", reason=reason, urgent=is_urgent)
+            agent.channel.send("stop", reason=reason, urgent=is_urgent, signal=by)
+
+    def relay(self, number: int) -> None:
+        """Have the agent pass a signal on to ranks that have a handler of their own for it."""
+        with self._lock:
+            agent = self._agent
+        if agent is not None:
+            with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
+                agent.channel.send("signal", number=number)
+
+    def tell_size(self, columns: int, rows: int) -> None:
+        """Have the ranks' terminals get another size."""
+        with self._lock:
+            agent = None if self._wake_writer < 0 else self._agent
+        if agent is not None:
+            with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
+                agent.channel.send("size", columns=columns, rows=rows)
 
     def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # enough wake-ups are under way
-            os.write(self._wake_writer, b"!")
+        """Have the thread look again. Called under the lock."""
+        self._is_woken = True
+        self._woken.notify_all()
+        if self._wake_writer >= 0:
+            with contextlib.suppress(BlockingIOError):  # enough wake-ups are under way
+                os.write(self._wake_writer, b"!")
 
     # ---- the thread
 
     def run(self) -> None:
         """See the class."""
         try:
-            self._follow()
+            if self._agent is not None:
+                self._follow()
+            self._close_pipe()
+            self._serve_views()
         except BaseException:  # a fault of ours: the run must not go on unseen, nor anybody wait for it for ever
             self._log_fault()
             if self._agent is not None:
                 self._agent.kill()
                 self._close_agent()
         finally:
+            self._close_pipe()
             with self._lock:
-                os.close(self._wake_reader)
-                os.close(self._wake_writer)
-                self._wake_writer = -1
+                self._is_over = True
+
+    def _close_pipe(self) -> None:
+        with self._lock:
+            for fd in {self._wake_reader, self._wake_writer} - {-1}:
+                os.close(fd)
+            self._wake_reader = self._wake_writer = -1
 
     def _follow(self) -> None:
+        """Follow the agent to its end."""
+        assert self._agent is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
-            if self._agent is not None:
-                selector.register(self._agent.channel, selectors.EVENT_READ, self._on_agent)
-            while self._agent is not None or self._news_due < _NEVER or self._next_call() is not None:
-                for key, _ in selector.select(self._select_timeout()):
+            selector.register(self._agent.channel, selectors.EVENT_READ, self._on_agent)
+            while self._agent is not None:
+                with self._lock:
+                    timeout_s = self._select_timeout()
+                for key, _ in selector.select(timeout_s):
                     if not key.data():
                         selector.unregister(key.fileobj)
-                        self._close_agent()
+                        self._revive_agent(selector)
+                if self._agent is not None and self._agent.deadline is not None and time.monotonic() >= self._agent.deadline:
+                    selector.unregister(self._agent.channel)
+                    self._revive_agent(selector)
                 self._check_answer()
                 self._tell_views()
                 if self._small_reads > MANY_READS:
                     select.select([self._wake_reader], [], [], REST_S)
+
+    def _serve_views(self) -> None:
+        """Tell views until none wants to be called again."""
+        while True:
+            with self._lock:
+                timeout_s = self._select_timeout()
+                if timeout_s is None and not self._is_woken:
+                    self._is_over = True
+                    return
+                self._woken.wait_for(lambda: self._is_woken, timeout_s)
+                self._is_woken = False
+            self._tell_views()
+
+    def _revive_agent(self, selector: selectors.BaseSelector) -> None:
+        """Go on with an agent that somebody else was to bring, started afresh if he has not; the end of any other is that of the run."""
+        assert self._agent is not None
+        is_late = self._agent.deadline is not None and time.monotonic() >= self._agent.deadline
+        if self._agent.revive() or is_late:
+            selector.register(self._agent.channel, selectors.EVENT_READ, self._on_agent)
+        else:
+            self._close_agent()
 
     def _on_wake(self) -> bool:
         os.read(self._wake_reader, 4096)
@@ -184,8 +253,9 @@ class Follower(threading.Thread):
         if frame.kind == "output":
             attempt, rank, missed = frame.fields["attempt"], frame.fields["rank"], frame.fields["missed"]
             # The agent's last word on output that it left out comes alone: what follows the gap, a rank's last lines, is in the file.
-            body = frame.body or _read_end(self._folder.output_log(attempt, rank), missed)
-            self._run.logs.feed(attempt, rank, body, missed - (len(body) - len(frame.body)))
+            body = frame.body or read_end(self._folder.output_log(attempt, rank), missed)
+            more = {name: frame.fields[name] for name in ("is_kept", "is_stderr") if name in frame.fields}
+            self._run.logs.feed(attempt, rank, body, missed - (len(body) - len(frame.body)), **more)
         elif frame.kind == "progress":
             self._run.take_progress(frame.fields["attempt"], frame.fields["rank"], frame.fields["bars"])
         elif frame.kind == "imported":
@@ -217,7 +287,10 @@ class Follower(threading.Thread):
             agent.kill()  # an import of torch that still goes on could hold it up for a second
             agent.wait_dead()
         else:
-            self._end_in_its_place(agent.close(self._folder.agent_log))
+            exit_code = agent.close(self._folder.agent_log)
+            self._take_rest()
+            if not self._run.state.phase.is_final:
+                self._end_in_its_place(exit_code)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._run.plan.payload)
         with self._lock:
@@ -228,10 +301,18 @@ class Follower(threading.Thread):
         if has_said_how:
             agent.close(self._folder.agent_log)
 
+    def _take_rest(self) -> None:
+        """Take from the folder what the agent could not say: it does not wait for a kernel that reads nothing, stopped by Ctrl-Z say."""
+        with contextlib.suppress(OSError, msgspec.DecodeError):  # a folder that is gone, or damaged: what was heard counts
+            self._run.take_journal(self._folder.read_events())
+        for attempt in self._run.state.attempts:
+            for rank in attempt.ranks:
+                self._run.logs.take_rest(attempt.number, rank)
+
     def _end_in_its_place(self, exit_code: int | None) -> None:
         swept = processes.sweep(self._run.plan.marker, looks=3)
         outcome = p.Outcome.STOPPED if self._stop_reason else p.Outcome.FAILED
-        reason = self._stop_reason or _how_it_ended(exit_code)
+        reason = self._stop_reason or how_it_ended(exit_code, self._folder.agent_log)
         ended = p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept)
         with contextlib.suppress(OSError), self._folder.open_journal() as journal:
             journal.append(ended)
@@ -239,13 +320,11 @@ class Follower(threading.Thread):
 
     # ---- views
 
-    def _next_call(self) -> float | None:
-        """Return when the next view wants to be called, None when none does."""
-        with self._lock:
-            return min((at for at in self._views.values() if at < _NEVER), default=None)
-
     def _select_timeout(self) -> float | None:
-        moments = [moment for moment in (self._next_call(), self._answer_until) if moment is not None]
+        """Return how long nothing is to be done, None for ever. Called under the lock."""
+        deadline = None if self._agent is None else self._agent.deadline
+        next_call = min((at for at in self._views.values() if at < _NEVER), default=None)
+        moments = [moment for moment in (next_call, self._answer_until, deadline) if moment is not None]
         if self._news_due < _NEVER:
             moments.append(max(self._news_due, self._pace.free_at))
         return max(0.0, min(moments) - time.monotonic()) if moments else None
@@ -274,22 +353,3 @@ class Follower(threading.Thread):
     def _log_fault(self) -> None:
         with contextlib.suppress(OSError), open(self._folder.agent_log, "a", encoding="utf-8") as log:
             traceback.print_exc(file=log)
-
-
-def _read_end(path: Path, n_bytes: int) -> bytes:
-    """Return whole lines from the end of a file, of its last `n_bytes`; nothing where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - min(n_bytes, END_BYTES))
-            file.seek(start)
-            end = file.read(END_BYTES)
-    except OSError:
-        return b""
-    return end if n_bytes <= END_BYTES else end[end.find(b"\n") + 1 :]
-
-
-def _how_it_ended(exit_code: int | None) -> str:
-    """Say that an agent ended without a word."""
-    if exit_code is None:
-        return "the agent is gone"
-    return f"the agent ended with signal {-exit_code}" if exit_code < 0 else f"the agent ended with exit code {exit_code}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
+from ice_notebook import exact_json
 
 _HEAD = struct.Struct("!IQ")  # bytes of the header, bytes of the body
 _READ_BYTES = 1 << 16
@@ -28,8 +29,15 @@ class Frame:
 
 def pack(kind: str, body: bytes | bytearray, fields: dict[str, Any]) -> bytes:
     """Return a frame as it travels."""
-    header = msgspec.json.encode([kind, fields])
+    header = exact_json.encode([kind, fields])
     return b"".join((_HEAD.pack(len(header), len(body)), header, body))
+
+
+def is_readable_within(descriptor: int, timeout_s: float) -> bool:
+    """Wait until a descriptor has something to be read, or its other end is closed; False when that does not come in time."""
+    ready = select.poll()
+    ready.register(descriptor, select.POLLIN)
+    return bool(ready.poll(max(0.0, timeout_s) * 1000))
 
 
 class Channel:
@@ -70,24 +78,30 @@ class Channel:
         with self._sending:
             socket.send_fds(self._socket, [b"!"], list(descriptors))
 
-    def receive_descriptors(self, count: int) -> list[int]:
-        """Return the descriptors that a frame, just received with `receive`, has announced."""
+    def receive_descriptors(self, count: int, timeout_s: float | None = None) -> list[int]:
+        """Return the descriptors that a frame, just received with `receive`, has announced. Raises as `receive`."""
+        self._wait(timeout_s)
         _, descriptors, _, _ = socket.recv_fds(self._socket, 1, count)
+        if len(descriptors) < count:  # its sender died in between
+            raise EOFError
         return descriptors
 
     def drop(self) -> None:
         """Close this process's copy of the end, in a forked child: the connection is not its own."""
         os.close(self._socket.detach())
 
-    def receive(self) -> Frame:
+    def receive(self, timeout_s: float | None = None) -> Frame:
         """Wait for the next frame and return it.
 
-        Not a byte more is taken from the socket: a selector that watches it from then on must see the next frame.
+        Not a byte more is taken from the socket: a selector that watches it from then on must see the next frame. `timeout_s` is for each
+        part of a frame: the other side may be stopped in the middle of one.
 
         Raises:
             EOFError: the other side has closed its end.
+            TimeoutError: it has sent nothing in time.
         """
         while (frame := self._take()) is None:
+            self._wait(timeout_s)
             self._read(min(self._missing(), _READ_BYTES))
         return frame
 
@@ -103,12 +117,20 @@ class Channel:
             frames.append(frame)
         return frames
 
+    def hang_up(self) -> None:
+        """End the conversation without closing the descriptor, on which another thread may select: that one sees the end as well."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close this end; a thread that waits in `receive` on either side gets its `EOFError`."""
         # A close alone never reaches the peer while another thread of this process sits in recv().
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
         self._socket.close()
+
+    def _wait(self, timeout_s: float | None) -> None:
+        if timeout_s is not None and not is_readable_within(self._socket.fileno(), timeout_s):
+            raise TimeoutError("the other side does not answer")
 
     def _read(self, size: int) -> None:
         try:
@@ -134,5 +156,5 @@ class Channel:
         header = bytes(self._received[_HEAD.size : _HEAD.size + header_bytes])
         body = bytes(self._received[_HEAD.size + header_bytes : end])
         del self._received[:end]
-        kind, fields = msgspec.json.decode(header)
+        kind, fields = exact_json.decode(header, list)
         return Frame(kind, fields, body)

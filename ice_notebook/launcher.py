@@ -7,21 +7,32 @@ import dataclasses
 import functools
 import inspect
 import json
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ice_notebook import context, machine, notebook, picked, store
+from ice_notebook import context, machine, notebook, picked, store, upkeep
 from ice_notebook import protocol as p
 from ice_notebook.cell import BodyTask, FunctionTask
 from ice_notebook.descriptions import describe_text
 from ice_notebook.devices import Devices, ResolvedDevices
-from ice_notebook.errors import CellError, DeviceError, FrozenError, LaunchError
+from ice_notebook.errors import CellError, DeviceError, FrozenError, IceNotebookError, LaunchError
+from ice_notebook.forgotten import history
+from ice_notebook.interrupts import Interrupts, held, stopped
 from ice_notebook.launch_options import TABLE, LaunchOptions
 from ice_notebook.options import Surface
-from ice_notebook.planning import check_platform, check_port, make_plan, warn_of_own_memory
+from ice_notebook.planning import (
+    check_descriptors,
+    check_platform,
+    check_port,
+    make_plan,
+    warn_of_other_writers,
+    warn_of_own_memory,
+)
 from ice_notebook.pool import Wish, pool
 from ice_notebook.run import Run
 from ice_notebook.scripts import ScriptTask
+from ice_notebook.shared_values import SharedValues
 from ice_notebook.store import RunFolder
 from ice_notebook.watching import choose_ui, open_view, watch
 
@@ -125,39 +136,38 @@ class ElasticLauncher(context.Context):
         return self.launch(*read_call(function, args, kwargs), waits=False)
 
     def launch(
-        self, task: FunctionTask | BodyTask | ScriptTask, name: str, *, waits: bool, on_run: Callable[[Run], None] = lambda _: None
+        self,
+        task: FunctionTask | BodyTask | ScriptTask,
+        name: str,
+        *,
+        waits: bool,
+        on_run: Callable[[Run], None] = lambda _: None,
+        interrupts: Interrupts | None = None,
+        wire: Callable[[int], p.Wiring] = lambda _: p.Wiring(),
     ) -> Run:
-        """Launch a task; magics and command line come this way too. `on_run` gets the run before its first process starts."""
+        """Launch a task; magics and command line come this way too. `on_run` gets the run as soon as it has begun.
+
+        From the first step to the last a signal is only counted: nothing is broken off in the middle. `interrupts` are those of a caller who
+        counts already. `wire` takes the number of ranks and returns what their standard streams are.
+        """
         __tracebackhide__ = True
         if context.is_rank():
             raise LaunchError.in_rank(context.RankContext().rank)
         check_platform()
         options = self.freeze().options
         ui = choose_ui(options.ui, waits=waits)
-        with _prepare_run(options, task, name) as run:
+        with held(signal.SIGINT) if interrupts is None else contextlib.nullcontext(interrupts) as counted:
+            run = _begin_run(options, task, name, counted, wire)
             on_run(run)
-            wish, expects = _wish(options, run.plan), run.plan.may_stand_by and _is_another_likely()
             try:
-                agent, plan = pool().start(
-                    run,
-                    RunFolder(run.folder).write_plan,
-                    wish,
-                    uses=options.standby != "off",
-                    expects=expects,
-                )
-            except OSError as error:
-                raise LaunchError.payload(error) from error
-            run.start(agent, plan)
-        if expects:
-            pool().expect(run, wish)
-        try:
-            # After the start: agent and ranks import torch while widgets are imported here.
-            view = open_view(run, ui, waits=waits)
-        except BaseException:  # an interrupt among others: nobody would watch the run
-            run.kill()
-            raise
-        if waits:
-            watch(run, view)
+                # After the start: agent and ranks import torch while widgets are imported here.
+                view = open_view(run, ui, waits=waits, shown=options.local_ranks_filter)
+                if waits:
+                    watch(run, view, counted)
+                counted.check()
+            except BaseException:  # nobody would watch the run
+                run.kill()
+                raise
         return run
 
     # ---- what it answers outside ranks
@@ -204,9 +214,14 @@ class ElasticLauncher(context.Context):
 # ---- from a task to a run ----------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask | ScriptTask, name: str) -> Iterator[Run]:
-    """Yield a run that has everything but an agent; if it does not get one, nothing of it is left.
+def _begin_run(
+    options: LaunchOptions,
+    task: FunctionTask | BodyTask | ScriptTask,
+    name: str,
+    interrupts: Interrupts,
+    wire: Callable[[int], p.Wiring],
+) -> Run:
+    """Return a run that has begun. If it cannot begin, or is interrupted before, nothing of it is left.
 
     Whatever can be refused is refused before the first file is made.
     """
@@ -214,10 +229,14 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask | ScriptT
     devices, devices_by = _settle_devices(options)
     warn_of_own_memory(devices)
     check_port(options, is_for_script=isinstance(task, ScriptTask))
-    prepared = None if isinstance(task, ScriptTask) else _prepare_payload(options, task, devices)
+    check_descriptors(options, len(devices.ranks))
+    shown = notebook.ShownNames()
+    prepared = None if isinstance(task, ScriptTask) else _prepare_payload(options, task, devices, shown, interrupts)
     run_id = store.new_run_id()
-    folder = RunFolder.create(run_id, log_dir=options.log_dir, rdzv_id=options.rdzv_id)
-    try:
+    with contextlib.ExitStack() as undo:
+        folder = RunFolder.create(run_id, log_dir=options.log_dir, rdzv_id=options.rdzv_id)
+        undo.callback(folder.discard)
+        warn_of_other_writers(folder.path, is_users=options.log_dir is not None)
         plan = make_plan(
             options,
             devices,
@@ -227,20 +246,61 @@ def _prepare_run(options: LaunchOptions, task: FunctionTask | BodyTask | ScriptT
             kind=_KINDS[type(task)],
             script=task.script if isinstance(task, ScriptTask) else None,
             folder=folder,
+            wiring=wire(len(devices.ranks)),
         )
-        shared = store.make_shared_dir(run_id)
-        places = [shared / "payload", folder.payload_file] if shared is not None else [folder.payload_file]
+        shared = SharedValues.make(run_id)
+        if shared is not None:
+            undo.callback(shared.discard)
+        plan = _write_payload(plan, task, prepared, shown, folder, shared)
+        run = Run(plan, folder, owner=folder.own(), shared=shared)
+        undo.callback(run.end)
+        interrupts.check()
+        _start(run, folder, options, undo, interrupts)
+        undo.pop_all()
+    return run
+
+
+def _write_payload(
+    plan: p.Plan,
+    task: FunctionTask | BodyTask | ScriptTask,
+    prepared: Prepared | None,
+    shown: notebook.ShownNames,
+    folder: RunFolder,
+    shared: SharedValues | None,
+) -> p.Plan:
+    """Write what is launched, and return the plan with where it lies."""
+    places = [shared.path / "payload", folder.payload_file] if shared is not None else [folder.payload_file]
+    try:
+        store.write_atomically(folder.sources_file, json.dumps(_sources_of(task, prepared, shown)).encode())
+        payload = prepared.write_first(places) if prepared is not None else None
+    except OSError as error:
+        raise LaunchError.files("The function and its values" if prepared is not None else "The run's files", error) from error
+    return p.with_places(plan, payload=payload, shared=None if shared is None else shared.path)
+
+
+def _start(run: Run, folder: RunFolder, options: LaunchOptions, undo: contextlib.ExitStack, interrupts: Interrupts) -> None:
+    """Give a run its agent, and its thread; `undo` ends what has been started."""
+    wish, expects = _wish(options, run.plan), run.plan.may_stand_by and _is_another_likely()
+
+    def write(plan: p.Plan) -> None:
         try:
-            folder.sources_file.write_text(json.dumps(_sources_of(task, prepared)))
-            payload = prepared.write_first(places) if prepared is not None else None
-            plan = store.with_places(plan, payload=payload, shared=shared)
+            folder.write_plan(plan)
         except OSError as error:
-            raise LaunchError.payload(error) from error
-        yield Run(plan, folder)
-    except BaseException:
-        folder.discard()
-        store.remove_shared_dir(run_id)
-        raise
+            raise LaunchError.files("The plan of the run", error) from error
+
+    try:
+        agent, plan = pool().start(run, write, wish, uses=options.standby != "off", expects=expects)
+        undo.callback(agent.discard)
+        interrupts.check()
+        run.start(agent, plan)
+    except (OSError, RuntimeError) as error:  # no more descriptors, processes or threads
+        if isinstance(error, IceNotebookError):
+            raise
+        raise LaunchError.resources(error) from error
+    run.when_done(upkeep.prune)
+    history().add(run)
+    if expects:
+        pool().expect(run, wish)
 
 
 def _is_another_likely() -> bool:
@@ -264,23 +324,37 @@ def _wish(options: LaunchOptions, plan: p.Plan) -> Wish:
 _KINDS = {FunctionTask: "function", BodyTask: "body", ScriptTask: "script"}
 
 
-def _prepare_payload(options: LaunchOptions, task: FunctionTask | BodyTask, devices: ResolvedDevices) -> Prepared:
+def _prepare_payload(
+    options: LaunchOptions,
+    task: FunctionTask | BodyTask,
+    devices: ResolvedDevices,
+    shown: notebook.ShownNames,
+    interrupts: Interrupts,
+) -> Prepared:
     from ice_notebook import pickles  # noqa: PLC0415 - a launch of a script must not wait for it
 
-    return pickles.prepare(
-        task,
-        devices=pickles.DeviceTensors.TO_ASSIGNED if devices.device_type == "cuda" else pickles.DeviceTensors.REFUSE,
-        by_value=options.by_value,
-        main_globals=notebook.namespace(),
-        names=_names_of(task),
-    )
+    try:
+        with interrupts.let_through():  # classes of the user's say how their objects are pickled
+            return pickles.prepare(
+                dataclasses.replace(task, file_name=shown(task.file_name)) if isinstance(task, BodyTask) else task,
+                devices=pickles.DeviceTensors.TO_ASSIGNED if devices.device_type == "cuda" else pickles.DeviceTensors.REFUSE,
+                by_value=options.by_value,
+                main_globals=notebook.namespace(),
+                names=_names_of(task),
+                shown_as=shown,
+                maps_files=not options.has_other_nodes,
+            )
+    except KeyboardInterrupt as interrupt:
+        raise stopped("the launch was interrupted") from interrupt
 
 
-def _sources_of(task: FunctionTask | BodyTask | ScriptTask, prepared: Prepared | None) -> Mapping[str, Sequence[str]]:
+def _sources_of(
+    task: FunctionTask | BodyTask | ScriptTask, prepared: Prepared | None, shown: notebook.ShownNames
+) -> Mapping[str, Sequence[str]]:
     """Return the texts by which failures are shown, {file name: (label, text)}."""
     if isinstance(task, ScriptTask) or prepared is None:
         return task.sources if isinstance(task, ScriptTask) else {}
-    return notebook.cell_sources(prepared.source_files | ({task.file_name} if isinstance(task, BodyTask) else set()))
+    return shown.sources(prepared.source_files | ({task.file_name} if isinstance(task, BodyTask) else set()))
 
 
 def _settle_devices(options: LaunchOptions) -> tuple[ResolvedDevices, str]:
@@ -352,4 +426,4 @@ def _written_argument(argument: Any) -> str:
 @functools.cache
 def _clean_up_once() -> None:
     """See to what earlier kernels have left, at this one's first launch."""
-    store.clean_up()
+    upkeep.clean_up()

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
-from ice_notebook import agents, environment, ports, processes
+from ice_notebook import agents, boot, environment, inherited, ports, processes
 from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
 from ice_notebook.errors import LaunchError, format_size
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.options import streams_of_rank
+from ice_notebook.ownership import other_writers
 from ice_notebook.store import RunFolder
 
+AGENT_DESCRIPTORS = 40  # that an agent has open whatever its ranks, and some for the moments in which it starts one
+OWN_DESCRIPTORS = 16  # that a run takes here: sockets, pipes, its lock
 OWN_MEMORY_BYTES = 64 << 20  # less than this is the CUDA context of a notebook that once said hello to the GPU
 
 
 def make_preparation(n_ranks: int) -> p.Preparation:
     """Return what so many ranks need to stand by for a launch with default options, from here and now."""
+    path = boot.boot_path((entry for entry in sys.path if isinstance(entry, str)), os.getcwd())
     return p.Preparation(
         n_ranks=n_ranks,
         marker=processes.new_marker(),
         interpreter=agents.interpreter(),
-        boot_path=p.boot_path((entry for entry in sys.path if isinstance(entry, str)), os.getcwd()),
+        boot_path=path,
+        pins=boot.pinned(path),
         environment=environment.rank_environment(os.environ, n_ranks=n_ranks, omp_num_threads=None, extra={}),
+        inherited=inherited.read(),
         kernel_pid=os.getpid(),
     )
 
@@ -57,6 +65,17 @@ def warn_of_own_memory(devices: ResolvedDevices) -> None:
             )
 
 
+def warn_of_other_writers(folder: Path, *, is_users: bool) -> None:
+    """Warn when other users could put files of their own in the place of a run's. Values of theirs are refused, but logs and journal are believed."""
+    if where := other_writers(folder.parent):
+        warnings.warn(
+            f"Others can exchange the files of runs in {where}. "
+            f"Choose another folder with {'log_dir' if is_users else 'XDG_CACHE_HOME'}, or protect that one: chmod go-w, or chmod +t.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
 def check_port(options: LaunchOptions, *, is_for_script: bool) -> None:
     """Refuse a port that was named and is not free. The agent takes it a second later, and says so if somebody was quicker.
 
@@ -70,6 +89,25 @@ def check_port(options: LaunchOptions, *, is_for_script: bool) -> None:
     address, port = options.meeting_place
     if port and not ports.is_free(address, port):
         raise LaunchError.port(port, address, ports.describe_holder(port))
+
+
+def check_descriptors(options: LaunchOptions, n_ranks: int) -> None:
+    """Refuse to launch where the run's agent, or this process, would have too few descriptors.
+
+    The agent raises its soft limit to the hard one. Counted with 1, 4 and 8 ranks: 22 and 6 a rank, and 3 for each stream that is teed; a
+    rank that gets ready for a restart has 4.
+
+    Raises:
+        LaunchError: the limit is too low.
+    """
+    teed = sum(streams_of_rank(options.tee, rank).bit_count() for rank in range(n_ranks))
+    needed = AGENT_DESCRIPTORS + 6 * n_ranks + 3 * teed + 4 * n_ranks * bool(options.max_restarts)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise LaunchError.descriptors(n_ranks, needed, hard)
+    n_open = len(os.listdir("/proc/self/fd"))
+    if soft != resource.RLIM_INFINITY and n_open + OWN_DESCRIPTORS > soft:
+        raise LaunchError.own_descriptors(n_open, soft)
 
 
 def make_nodes_plan(options: LaunchOptions) -> p.NodesPlan:
@@ -103,6 +141,7 @@ def make_group_plan(options: LaunchOptions) -> p.GroupPlan:
         backend=options.rdzv_backend,
         address=options.node_meeting_place[0],
         port=options.meeting_port,
+        local_address=options.local_addr or "",
         join_timeout=options.join_timeout_s,
         configs={
             "last_call_timeout": f"{max(1, round(options.last_call_s))}",
@@ -136,6 +175,7 @@ def make_plan(
     kind: str,
     script: p.Script | None = None,
     folder: RunFolder,
+    wiring: p.Wiring | None = None,
 ) -> p.Plan:
     """Return the plan of a run that starts now: with the kernel's present folder, module path and environment.
 
@@ -149,6 +189,7 @@ def make_plan(
     interpreter = agents.interpreter()
     if not os.access(interpreter, os.X_OK):
         raise LaunchError.interpreter(interpreter)
+    sys_path = tuple(entry for entry in sys.path if isinstance(entry, str))
     address, port = options.meeting_place
     is_by_hand = options.has_other_nodes and script is not None
     nodes = make_nodes_plan(options) if options.has_other_nodes and not is_by_hand else None
@@ -184,12 +225,14 @@ def make_plan(
             n_ranks=len(devices.ranks),
             omp_num_threads=options.omp_num_threads,
             extra=options.env,
-            interface=environment.interface_of(address) if options.has_other_nodes else environment.LOOPBACK,
+            interface=environment.interface_of(options.local_addr or address) if options.has_other_nodes else environment.LOOPBACK,
         ),
         cwd=cwd,
-        sys_path=tuple(entry for entry in sys.path if isinstance(entry, str)),
+        sys_path=sys_path,
+        pins=boot.pinned(boot.boot_path(sys_path, cwd)),
         umask=agents.current_umask(),
+        inherited=inherited.read(),
         interpreter=interpreter,
+        wiring=wiring or p.Wiring(),
         kernel_pid=os.getpid(),
-        kernel_started=processes.own_start_time(),
     )

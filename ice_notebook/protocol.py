@@ -8,11 +8,14 @@ changes its meaning without a new `VERSION`.
 from __future__ import annotations
 
 import enum
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+
+from ice_notebook import boot, exact_json
+from ice_notebook.identities import Identity
 
 VERSION = 1
 
@@ -33,6 +36,27 @@ class Std(enum.IntFlag):
 # ---- what will be done -------------------------------------------------------------------------------------------------------------
 
 
+class Inherited(Struct, frozen=True, kw_only=True):
+    """What a process has from the one that started it, besides environment, folder and umask."""
+
+    limits: dict[str, tuple[int, int]]  # RLIMIT_NOFILE: soft, hard; -1 for none
+    cpus: tuple[int, ...]
+    nice: int
+    policy: int  # of scheduling
+    oom_score_adj: int
+    user: tuple[int, ...]  # real, effective and saved user and group, then other groups
+
+
+class Wiring(Struct, frozen=True, kw_only=True):
+    """What the standard streams of ranks are. In a notebook both are one terminal; of a command, what its own are."""
+
+    stdout_is_pipe: bool = False  # as that of their launcher: programs then behave as they do in front of a pipe or a file
+    is_apart: bool = False  # stderr is a stream of its own
+    stderr_is_pipe: bool = False
+    columns: int = 80  # of their terminals: a progress bar then fits into a pane of the panel
+    rows: int = 24
+
+
 class Preparation(Struct, frozen=True, kw_only=True):
     """What an agent needs to get itself and its ranks ready, before it knows what for.
 
@@ -43,12 +67,14 @@ class Preparation(Struct, frozen=True, kw_only=True):
     marker: str  # every process carries it in its environment; the sweep finds them by it
     interpreter: str
     boot_path: tuple[str, ...]  # the module path on which torch and this package are found
+    pins: dict[str, str] = {}  # modules that are found elsewhere: where the notebook has loaded them from
     environment: dict[str, str]
     start_method: str = "spawn"
     is_at_once: bool = False  # the plan follows at once
     at_a_time: int | None = None  # ranks that get ready at the same time as long as nobody waits for them; None: all
     is_for_script: bool = False  # its ranks import nothing before they run it
-    preload: tuple[str, ...] = ()  # modules that ranks import besides torch
+    inherited: Inherited | None = None
+    wiring: Wiring = Wiring()
     kernel_pid: int
 
 
@@ -173,10 +199,12 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     environment: dict[str, str]  # the ranks' environment, complete
     cwd: str
     sys_path: tuple[str, ...]
+    pins: dict[str, str] = {}  # modules that processes which get ready find elsewhere
     umask: int
+    inherited: Inherited | None = None
     interpreter: str
+    wiring: Wiring = Wiring()
     kernel_pid: int
-    kernel_started: float  # start time of that process, seconds since the epoch as psutil gives it
 
     @property
     def world_size(self) -> int:
@@ -191,36 +219,47 @@ class Plan(Struct, frozen=True, kw_only=True, tag="plan"):
     @property
     def boot_path(self) -> tuple[str, ...]:
         """Return the module path for processes that get ready."""
-        return boot_path(self.sys_path, self.cwd)
+        return boot.boot_path(self.sys_path, self.cwd)
 
-    def preparation(self, preload: tuple[str, ...] = ()) -> Preparation:
+    def preparation(self) -> Preparation:
         """Return what an agent needs to get ready for this plan."""
         return Preparation(
             n_ranks=self.world_size,
             marker=self.marker,
             interpreter=self.interpreter,
             boot_path=self.boot_path,
+            pins=self.pins,
             environment=self.environment,
             start_method=self.start_method if self.may_stand_by else "spawn",
             is_for_script=not self.may_stand_by,
-            preload=preload,
+            inherited=self.inherited,
+            wiring=self.wiring,
             kernel_pid=self.kernel_pid,
         )
 
 
-def boot_path(sys_path: Iterable[str], cwd: str) -> tuple[str, ...]:
-    """Return the module path for processes that get ready: the working directory last, where it shadows no module of Python's."""
-    return (*(os.path.join(cwd, entry) for entry in sys_path if entry not in {"", cwd}), cwd)
+def with_places(plan: Plan, *, payload: Path | None, shared: Path | None) -> Plan:
+    """Return the plan with where payload, if there is one, and values lie."""
+    return replace(plan, payload=str(payload or ""), shared_dir=str(shared) if shared is not None else None)
+
+
+class Owner(Struct, frozen=True, kw_only=True):
+    """Who controls a run: written to `owner.json`, which the owner holds locked for as long as it lives."""
+
+    process: Identity
+    is_locked: bool  # the file system has locks: where it has none, the lock says nothing
 
 
 class Go(Struct, frozen=True, kw_only=True):
     """What the agent tells a rank that is up and waits: who it is, and what to do. Paths are absolute."""
 
+    name: str = ""  # what is launched
     attempt: int
     rank: int
     local_rank: int
     environment: dict[str, str]  # all of it: what the process was started with may be of an earlier time
     umask: int
+    inherited: Inherited | None = None
     stdout: str | None = None  # a file or terminal to write to instead of the rank's own terminal
     stderr: str | None = None
     cwd: str
@@ -238,6 +277,10 @@ class Go(Struct, frozen=True, kw_only=True):
 
 
 # ---- what happened ------------------------------------------------------------------------------------------------------------------
+
+
+HEADLINE_CHARACTERS = 500  # the most that a failure's headline has
+LINE_CHARACTERS = 300  # the same of a line of source
 
 
 class Frame(Struct, frozen=True, kw_only=True):
@@ -302,8 +345,7 @@ class Event(Struct, frozen=True, kw_only=True, tag_field="event"):
 class RunBegun(Event, frozen=True, kw_only=True, tag="run_begun"):
     """The journal's first event: an agent has taken the plan."""
 
-    agent_pid: int
-    agent_started: float
+    agent: Identity
     note: str = ""  # why ranks are not forked although that was asked for
     version: int = VERSION
 
@@ -316,6 +358,7 @@ class AttemptBegun(Event, frozen=True, kw_only=True, tag="attempt_begun"):
     world_size: int
     ranks: tuple[RankStart, ...]
     start: str = ""  # standby: the ranks were up and waiting; forked, cold: they were started for this attempt
+    has_others: bool = False  # on nodes that were started by hand: nothing is told of them here
 
 
 class RankRunning(Event, frozen=True, kw_only=True, tag="rank_running"):
@@ -373,6 +416,15 @@ class RankExited(Event, frozen=True, kw_only=True, tag="rank_exited"):
     note: str = ""  # a crash after the value was written, say
 
 
+class OutputLost(Event, frozen=True, kw_only=True, tag="output_lost"):
+    """Output of a rank is missing in its log files, so much in all by now."""
+
+    attempt: int
+    rank: int
+    size_bytes: int
+    reason: str  # the system's word: No space left on device
+
+
 class AttemptFailed(Event, frozen=True, kw_only=True, tag="attempt_failed"):
     """The worker group failed, and `root` is the rank that did so first."""
 
@@ -386,6 +438,16 @@ class NodesAwaited(Event, frozen=True, kw_only=True, tag="nodes_awaited"):
 
     address: str
     port: int
+
+
+class NodesGathering(Event, frozen=True, kw_only=True, tag="nodes_gathering"):
+    """Nodes that were each started by hand look for each other: who is there by now."""
+
+    where: str  # host:port
+    here: tuple[str, ...]
+    least: int
+    most: int
+    problem: str = ""  # why the meeting place is not reached yet
 
 
 class NodeJoined(Event, frozen=True, kw_only=True, tag="node_joined"):
@@ -423,7 +485,7 @@ class RoundEnded(Event, frozen=True, kw_only=True, tag="round_ended"):
 class StopAsked(Event, frozen=True, kw_only=True, tag="stop_asked"):
     """The run is being stopped."""
 
-    reason: str  # stop | kill | interrupt | timeout | kernel gone | signal
+    reason: str  # stop | kill | interrupt | terminated | no reader | timeout | kernel gone | signal
 
 
 class Outcome(enum.Enum):
@@ -452,8 +514,10 @@ AnyEvent = (
     | ValueLost
     | RankFailed
     | RankExited
+    | OutputLost
     | AttemptFailed
     | NodesAwaited
+    | NodesGathering
     | NodeJoined
     | NodeLeft
     | NodeRefused
@@ -463,14 +527,13 @@ AnyEvent = (
 )
 
 replace = msgspec.structs.replace  # a structure with some fields changed
-_encoder = msgspec.json.Encoder()
-_event_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyEvent)
+_event_decoder: exact_json.Decoder[Any] = exact_json.Decoder(AnyEvent)
 T = TypeVar("T")
 
 
 def encode(value: object) -> bytes:
     """Return a structure as one line of JSON, without a newline."""
-    return _encoder.encode(value)
+    return exact_json.encode(value)
 
 
 def decode_event(line: bytes) -> Any:
@@ -485,9 +548,9 @@ def decode_event(line: bytes) -> Any:
 def get_ready_for(*kinds: type) -> None:
     """Do now what the first decoding of each of these structures takes more than the next ones: about a millisecond."""
     for kind in kinds:
-        msgspec.json.Decoder(kind)
+        exact_json.decoder_of(kind)
 
 
 def decode(line: bytes, kind: type[T]) -> T:
     """Return the structure of one line of JSON, checked against its fields."""
-    return msgspec.json.decode(line, type=kind)
+    return exact_json.decode(line, kind)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from ice_notebook import protocol as p
-from ice_notebook import report, store
+from ice_notebook import report
 from ice_notebook.agents import AgentProcess
 from ice_notebook.errors import ResultError, RunFailed
 from ice_notebook.follower import Follower, View
+from ice_notebook.interrupts import Listeners
+from ice_notebook.locks import Lock
 from ice_notebook.logs import RunLogs
 from ice_notebook.results import Results, Values
+from ice_notebook.shared_values import SharedValues
 from ice_notebook.state import Phase, RankPhase, RunState, replay
 from ice_notebook.store import RunFolder
 
@@ -30,22 +33,26 @@ class Run:
 
     _ice_refused = "a Run, a handle on processes of this notebook"
 
-    def __init__(self, plan: p.Plan, folder: RunFolder) -> None:
+    def __init__(self, plan: p.Plan, folder: RunFolder, *, owner: Lock | None = None, shared: SharedValues | None = None) -> None:
         self.plan = plan
         self.logs = RunLogs(folder.output_log)
+        self.unshown = ""  # why its end could not be shown where it was to be
         self.panel: Any = None  # the widget that shows it, where there is a page; whoever displays the run displays that as well
         self._folder = folder
         self._state = RunState()
-        self._changed = threading.Condition()
-        self._over = threading.Event()  # apart from other changes: the cell that waits is not woken for each of them
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._changes = Listeners()
+        self._ends = Listeners()  # apart from other changes: the cell that waits is not woken for each of them
         self._callbacks: list[Callable[[], None]] = []
         self.imports: dict[str, None] = {}  # installed modules that ranks have imported, in that order
         self._follower: Follower | None = None
         self._values = Values(folder)
+        self.is_let_go = False
         self._progress: dict[int, tuple[int, list[Any]]] = {}  # attempt and bars by rank
-        lock = folder.lock()
-        if lock is not None:
-            weakref.finalize(self, lock.close)
+        self._lock_of_folder = folder.lock()
+        self._owner = owner  # as long as it goes on, it is ours
+        self._shared = shared  # its values there live as long as this object
 
     # ---- how it stands
 
@@ -97,11 +104,11 @@ class Run:
 
     def done(self) -> bool:
         """Return whether the run is over and none of its processes is left."""
-        return self._over.is_set()
+        return self._is_over
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the run is over, `timeout` seconds at most, and return whether it is. Never raises for how it ended."""
-        return self._over.wait(timeout)
+        return self._ends.wait_for(self.done, timeout)
 
     # ---- what came of it
 
@@ -122,8 +129,7 @@ class Run:
 
     def result(self, rank: int = 0) -> Any:
         """Wait for the value of one rank and return it. Raises as `results` does."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._over.is_set() or self._has_returned(rank) or not 0 <= rank < self.world_size)
+        self._changes.wait_for(lambda: self._is_over or self._has_returned(rank) or not 0 <= rank < self.world_size)
         return self.results[rank]
 
     def output(self, rank: int, attempt: int | None = None) -> str:
@@ -137,9 +143,14 @@ class Run:
         if not 0 <= rank < self.world_size or (attempts and number not in {a.number for a in attempts}):
             raise KeyError(f"rank {rank} of attempt {number}")
         try:
-            return self._folder.output_log(number, rank).read_bytes().decode(errors="replace")
+            text = self._folder.output_log(number, rank).read_bytes().decode(errors="replace")
         except FileNotFoundError:  # it has not started yet
-            return ""
+            text = ""
+        state = next((each.ranks.get(rank) for each in attempts if each.number == number), None)
+        if state is not None and state.lost_output_bytes:
+            newline = "" if text.endswith("\n") or not text else "\n"
+            text += f"{newline}… {report.loss_sentence(state)}\n"
+        return text
 
     def save(self) -> Path:
         """Bring the values of all ranks into the run folder, where they outlive this object, and return the folder.
@@ -161,16 +172,32 @@ class Run:
         """Have the run killed at once. Returns at once."""
         self.ask_to_stop("kill", is_urgent=True)
 
-    def ask_to_stop(self, reason: str, *, is_urgent: bool) -> None:
-        """Stop or kill the run for a reason, which the report tells; any thread may."""
+    def ask_to_stop(self, reason: str, *, is_urgent: bool, by: int = signal.SIGINT) -> None:
+        """Stop or kill the run for a reason, which the report tells; any thread may.
+
+        `by` is the signal that stops it: ranks with a handler of their own for it get that one.
+        """
         if self._follower is not None:
-            self._follower.ask_to_stop(reason, is_urgent=is_urgent)
+            self._follower.ask_to_stop(reason, is_urgent=is_urgent, by=by)
+
+    def relay(self, number: int) -> None:
+        """Pass a signal on to those ranks that have a handler of their own for it: a scheduler's warning, say. Nothing is stopped."""
+        if self._follower is not None:
+            self._follower.relay(number)
+
+    def tell_size(self, columns: int, rows: int) -> None:
+        """Have the ranks' terminals get the size of the window that shows them; any thread may."""
+        if self._follower is not None:
+            self._follower.tell_size(columns, rows)
 
     # ---- what others need
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:
         """Return a run that is over, from its folder.
+
+        Its values and its exception are pickles, loaded when they are asked for: that runs code of whoever wrote them. Files of other users are
+        refused, copies of them are not: open folders whose writer you trust.
 
         Raises:
             ResultError: the folder is none of a run.
@@ -182,7 +209,7 @@ class Run:
             raise ResultError.no_run(folder) from error
         run = cls(plan, found)
         run._state = replay(events)
-        run._over.set()
+        run._is_over = True
         for attempt in run._state.attempts:
             for rank in attempt.ranks:
                 run.logs.take_file(attempt.number, rank)
@@ -200,16 +227,21 @@ class Run:
 
         From here on the values on shared memory live as long as this object or this process.
         """
-        weakref.finalize(self, _drop_values, self.id, os.getpid())
         self.plan = plan
         self._follower = Follower(self, self._folder, agent)
         self._follower.start()
 
     def take_event(self, event: Any) -> None:
         """Change by an event: called by the run's thread."""
-        with self._changed:
-            self._state = self._state.apply(event)
-            self._changed.notify_all()
+        self._state = self._state.apply(event)
+        self._changes.tell()
+
+    def take_journal(self, events: Sequence[Any]) -> None:
+        """Stand as the journal says, if it knows more than the agent has said: called by the run's thread."""
+        written = replay(events)
+        if written.rev > self._state.rev or written.phase.is_final:
+            self._state = written
+        self._changes.tell()
 
     def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
         """Take note of how far a rank's loops are: called by the run's thread."""
@@ -233,17 +265,43 @@ class Run:
 
     def when_done(self, callback: Callable[[], None]) -> None:
         """Have something called, by the run's thread, as soon as the run is over; at once when it is."""
-        with self._changed:
-            if not self._over.is_set():
+        with self._lock:
+            if not self._is_over:
                 self._callbacks.append(callback)
                 return
         callback()
 
+    @property
+    def kept_bytes(self) -> int:
+        """Return how much of shared memory its values take."""
+        if self._shared is None or self.is_let_go:
+            return 0
+        return sum(rank.value.size_bytes for rank in self._state.ranks.values() if rank.value is not None)
+
+    @property
+    def followers(self) -> list[Any]:
+        """Return what of ours refers to it: its thread, and its views."""
+        return [] if self._follower is None else [self._follower, *self._follower.views]
+
+    def let_go(self) -> None:
+        """Give up the values on shared memory, and the hold on the folder: only the notebook's output history still refers to this run."""
+        self.is_let_go = True
+        self._values.let_go()
+        if self._shared is not None:
+            self._shared.discard()
+        if self._lock_of_folder is not None:
+            self._lock_of_folder.release()
+
     def end(self) -> None:
         """Take note that the run is over and nothing of it is left: called by the run's thread."""
-        with self._changed:
-            self._over.set()
-            self._changed.notify_all()
+        with self._lock:
+            if self._is_over:
+                return
+            self._is_over = True
+        if self._owner is not None:
+            self._owner.release()
+        self._changes.tell()
+        self._ends.tell()
         for callback in self._callbacks:
             callback()
 
@@ -279,11 +337,8 @@ class Run:
 
         try:
             error = pickles.load(self._folder.exception_file(attempt.number, attempt.root))
-        except Exception:  # it could not be sent, or its class cannot be loaded here: the failure says what it was
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # it could not be sent, or its class cannot be loaded here: the failure says what it was
             return None
         return error if isinstance(error, BaseException) else None
-
-
-def _drop_values(run_id: str, pid: int) -> None:
-    if os.getpid() == pid:  # a forked child that ends has nothing to drop
-        store.remove_shared_dir(run_id)

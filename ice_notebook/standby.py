@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.machinery
-from collections.abc import Iterable
+import time
 
-from ice_notebook import processes
+from ice_notebook import inherited, processes
 from ice_notebook import protocol as p
-from ice_notebook.agents import AgentProcess, ask_to_import, is_readable_within
+from ice_notebook.agents import AgentProcess, Imports
 from ice_notebook.errors import join
+from ice_notebook.frames import is_readable_within
 
 # Read when a process starts or a library is loaded, by C code among others, which nobody sees doing it.
 _EARLY_PREFIXES = (
@@ -32,8 +33,8 @@ class Standby:
     def __init__(self, agent: AgentProcess) -> None:
         self.agent = agent
         self.preparation = agent.preparation
-        self.preload = set(agent.preparation.preload)
-        self.readiness: p.Readiness | None = None  # None: it still imports
+        self.readiness: p.Readiness | None = None  # None: it still imports what every rank needs
+        self.imports = Imports(agent.channel)
         self.is_spoiled = False
         self.is_gone = False
         self.n_spares = 0  # ranks for a restart that it has beside those for a launch
@@ -43,6 +44,16 @@ class Standby:
     def rests(self) -> bool:
         """Return whether it was told to stop getting ready."""
         return self._at_a_time == 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Return whether its ranks import, whatever it is."""
+        return self.readiness is None or bool(self.imports.package)
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether a launch would find its ranks waiting."""
+        return not self.is_busy
 
     def pace(self, at_a_time: int | None) -> None:
         """Have so many of its ranks get ready at the same time; None: all."""
@@ -59,20 +70,18 @@ class Standby:
 
     def look(self) -> None:
         """Take what the agent has said, without waiting."""
+        if self.agent.deadline is not None and time.monotonic() >= self.agent.deadline and self.agent.revive():
+            self.imports = Imports(self.agent.channel)
         try:
             while not self.is_gone and is_readable_within(self.agent.channel.fileno(), 0.0):
                 for frame in self.agent.channel.receive_ready():
                     if frame.kind == "ready":
                         self.readiness = p.decode(frame.body, p.Readiness)
+                        self.imports.end()
                     elif frame.kind == "spoiled":
                         self.is_spoiled = True
         except (EOFError, OSError):
             self.is_gone = True
-
-    def add_preload(self, modules: Iterable[str]) -> None:
-        """Have its ranks import more."""
-        if ask_to_import(self.agent.channel, self.preload, modules):
-            self.readiness = None
 
     def why_not(self, wanted: p.Preparation, early: frozenset[str] | None) -> str:
         """Return why a launch cannot use it that would be prepared so, in a few words; empty when it can."""
@@ -102,7 +111,9 @@ def why_not(mine: p.Preparation, its: p.Preparation, early: frozenset[str] | Non
     """
     if mine.interpreter != its.interpreter:
         return "another interpreter"
-    if mine.boot_path != its.boot_path and (elsewhere := _differing(_origins(mine.boot_path), _origins(its.boot_path))):
+    if reason := inherited.why_not(mine.inherited, its.inherited):
+        return reason
+    if (mine.boot_path, mine.pins) != (its.boot_path, its.pins) and (elsewhere := _differing(_origins(mine), _origins(its))):
         return f"sys.path finds another {join(elsewhere, 'and')}"
     if mine.environment == its.environment:
         return ""
@@ -115,11 +126,12 @@ def why_not(mine: p.Preparation, its: p.Preparation, early: frozenset[str] | Non
     return f"{join(changed, 'and')} changed" if changed else ""
 
 
-def _origins(path: tuple[str, ...]) -> dict[str, str | None]:
-    """Return where packages are found on a module path, without importing them."""
+def _origins(preparation: p.Preparation) -> dict[str, str | None]:
+    """Return where packages are found by processes that get ready, without importing them."""
     found = {}
     for name in _FOUND:
-        spec = importlib.machinery.PathFinder.find_spec(name, list(path))
+        pin = preparation.pins.get(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, [pin] if pin is not None else list(preparation.boot_path))
         found[name] = None if spec is None else spec.origin
     return found
 

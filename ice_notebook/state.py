@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ice_notebook import protocol as p
+from ice_notebook.identities import Identity
 
 REFUSED_KEPT = 5
 
@@ -64,6 +65,8 @@ class RankState:
     failure: p.Failure | None = None
     exit_code: int | None = None
     note: str = ""
+    lost_output_bytes: int = 0  # that its log files had no room for
+    lost_output_why: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Attempt:
     began_at: float
     ranks: Mapping[int, RankState] = field(default_factory=dict)
     start: str = ""
+    has_others: bool = False  # ranks of which nothing is told here
     root: int | None = None  # the rank that failed first
     failed_at: float | None = None
     ended_by: str = ""  # the change of nodes that it ended with, when no rank is to blame
@@ -107,15 +111,20 @@ class RunState:
     attempts: tuple[Attempt, ...] = ()
     began_at: float | None = None
     ended_at: float | None = None
-    agent_pid: int | None = None
-    agent_started: float | None = None
+    agent: Identity | None = None
     start_note: str = ""  # why ranks were not forked although that was asked for
     stop_reason: str = ""
     end_reason: str = ""
     meeting: tuple[str, int] | None = None  # address and port where other machines can join
     nodes: Mapping[int, NodeState] = field(default_factory=dict)  # by their number, in the order in which they came
+    gathering: p.NodesGathering | None = None  # nodes that look for each other
     refused: tuple[str, ...] = ()  # who could not join, and why, the newest last
     rev: int = 0  # counts applied events
+
+    @property
+    def agent_pid(self) -> int | None:
+        """Return the process number of the agent, None before it has begun."""
+        return None if self.agent is None else self.agent.pid
 
     @property
     def attempt(self) -> Attempt | None:
@@ -167,7 +176,7 @@ def replay(events: Iterable[Any]) -> RunState:
 
 
 def _run_begun(state: RunState, event: p.RunBegun) -> RunState:
-    return replace(state, began_at=event.at, agent_pid=event.agent_pid, agent_started=event.agent_started, start_note=event.note)
+    return replace(state, began_at=event.at, agent=event.agent, start_note=event.note)
 
 
 def _attempt_begun(state: RunState, event: p.AttemptBegun) -> RunState:
@@ -182,9 +191,10 @@ def _attempt_begun(state: RunState, event: p.AttemptBegun) -> RunState:
         began_at=event.at,
         ranks=MappingProxyType(ranks),
         start=event.start,
+        has_others=event.has_others,
     )
     phase = state.phase if state.phase is Phase.STOPPING else Phase.STARTING
-    return replace(state, phase=phase, attempts=(*state.attempts, attempt))
+    return replace(state, phase=phase, attempts=(*state.attempts, attempt), gathering=None)
 
 
 def _rank_running(state: RunState, event: p.RankRunning) -> RunState:
@@ -194,7 +204,7 @@ def _rank_running(state: RunState, event: p.RankRunning) -> RunState:
 
     state = state._with_attempt(event.attempt, running)
     attempt = state.attempt
-    is_complete = attempt is not None and len(attempt.ranks) >= attempt.world_size
+    is_complete = attempt is not None and (attempt.has_others or len(attempt.ranks) >= attempt.world_size)
     if (
         state.phase is Phase.STARTING
         and attempt
@@ -236,12 +246,20 @@ def _rank_exited(state: RunState, event: p.RankExited) -> RunState:
     return state._with_attempt(event.attempt, exited)
 
 
+def _output_lost(state: RunState, event: p.OutputLost) -> RunState:
+    return state._with_rank(event, lost_output_bytes=event.size_bytes, lost_output_why=event.reason)
+
+
 def _attempt_failed(state: RunState, event: p.AttemptFailed) -> RunState:
     state = state._with_attempt(event.attempt, lambda attempt: replace(attempt, root=event.root, failed_at=event.at))
     is_newest = state.attempt is not None and state.attempt.number == event.attempt
     if event.restarting and is_newest and state.phase is not Phase.STOPPING:
         return replace(state, phase=Phase.RESTARTING)
     return state
+
+
+def _nodes_gathering(state: RunState, event: p.NodesGathering) -> RunState:
+    return replace(state, gathering=event)
 
 
 def _nodes_awaited(state: RunState, event: p.NodesAwaited) -> RunState:
@@ -301,8 +319,10 @@ _APPLY: dict[Any, Callable[[RunState, Any], RunState]] = {
     p.ValueLost: _value_lost,
     p.RankFailed: _rank_failed,
     p.RankExited: _rank_exited,
+    p.OutputLost: _output_lost,
     p.AttemptFailed: _attempt_failed,
     p.NodesAwaited: _nodes_awaited,
+    p.NodesGathering: _nodes_gathering,
     p.NodeJoined: _node_joined,
     p.NodeLeft: _node_left,
     p.NodeRefused: _node_refused,

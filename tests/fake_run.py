@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 
 from ice_notebook import protocol as p
+from ice_notebook.identities import Identity
 from ice_notebook.logs import RunLogs
 from ice_notebook.state import RunState
 
+AGENT = Identity(pid=99, started=1, boot="of a machine", namespace="of it", host="box/1")
 TICK_S = 0.1  # as a run does: views are told at most this often
 
 
@@ -33,7 +35,6 @@ def make_plan(n: int = 2, name: str = "train", device: str = "cpu", **changes: A
         "sys_path": (),
         "umask": 0o22,
         "kernel_pid": 0,
-        "kernel_started": 0.0,
         **changes,
     }
     # The others are texts that nothing but an agent reads.
@@ -49,7 +50,7 @@ def out(rank: int, text: str, attempt: int = 0) -> tuple[int, int, bytes]:
 def begun(n: int, attempt: int = 0, at: float = 1000.0, device: str = "cpu") -> list[Any]:
     """Return the events up to the point at which all ranks run."""
     ranks = tuple(p.RankStart(rank=i, local_rank=i, device=f"{device}:{i}", pid=4100 + i) for i in range(n))
-    first = [p.RunBegun(at=at, agent_pid=99, agent_started=at)] if attempt == 0 else []
+    first = [p.RunBegun(at=at, agent=AGENT)] if attempt == 0 else []
     start = p.AttemptBegun(at=at, attempt=attempt, restart_count=attempt, world_size=n, ranks=ranks)
     return [*first, start, *(p.RankRunning(at=at, attempt=attempt, rank=i) for i in range(n))]
 

@@ -54,7 +54,7 @@ class RankContext:
         io = self._io
         with io.condition:
             io.is_ending = False
-            io.is_last_attempt = self._restarts_left == 0 and self._is_alone
+            io.is_last_attempt = self._restarts_left == 0 and self._is_alone and self._plan.group is None
         self._drop_old_values()
         self._ranks, is_standby = self._take(len(self._group.workers))
         is_standby = is_standby and (self._attempt > 0 or io.was_ready)
@@ -72,6 +72,7 @@ class RankContext:
                 attempt=self._attempt,
                 restart_count=self._group.spec.max_restarts - self._restarts_left,
                 world_size=self._group.workers[0].world_size,
+                has_others=self._plan.group is not None,
                 ranks=starts,
                 start="standby" if is_standby else "forked" if io.is_forking else "cold",
             ),
@@ -109,7 +110,7 @@ class RankContext:
                 if self._is_over():
                     self._make_way()
                     return None
-                if all(done.has_exited for done in self._ranks) and self._is_finished_everywhere():
+                if all(rank.has_succeeded for rank in self._ranks) and self._is_finished_everywhere():
                     return RunProcsResult(return_values={rank.local_rank: None for rank in self._ranks}, failures={})
                 left_s = poll_until - time.monotonic()
                 if left_s <= 0:
@@ -137,7 +138,8 @@ class RankContext:
                 io.condition.wait_for(condition, timeout_s)
 
         grace_s = self._plan.grace if stop is None or stop.grace_s is None else stop.grace_s
-        processes.stop_ladder(self._ranks, wait, ask=stop is not None and stop.ask, grace_s=grace_s, is_urgent=lambda: io.is_urgent)
+        by = None if stop is None else stop.by
+        processes.stop_ladder(self._ranks, wait, by=by, grace_s=grace_s, is_urgent=lambda: io.is_urgent)
         self.swept += processes.sweep(*[rank.marker for rank in self._ranks])
         for rank in self._ranks:
             processes.kill_group(rank)
@@ -197,7 +199,7 @@ class RankContext:
         """
         for rank in [rank for rank in self._io.ranks if rank.rank < 0 and rank.has_exited]:
             if rank.stage is Stage.STARTING and (rank.exit_code or 0) >= 0:
-                printed = bytes(rank.terminal.early).decode(errors="replace").strip()
+                printed = rank.early.decode(errors="replace").strip()
                 raise RuntimeError(f"a rank ended while it was getting ready: {_how_it_ended(rank)}. It printed: {printed}")
             self._io.forget([rank])
 
@@ -238,6 +240,7 @@ class RankContext:
         if plan.shared_dir is not None:
             results.insert(0, f"{plan.shared_dir}/{attempt}.{rank}")
         return p.Go(
+            name=plan.name,
             attempt=attempt,
             rank=rank,
             local_rank=worker.local_rank,
@@ -247,6 +250,7 @@ class RankContext:
                 **self._our_environment(place, attempt, rank),
             },
             umask=plan.umask,
+            inherited=plan.inherited,
             stdout=str(folder.stream_log(attempt, rank, p.Std.OUT)) if redirected & p.Std.OUT else None,
             stderr=str(folder.stream_log(attempt, rank, p.Std.ERR)) if redirected & p.Std.ERR else None,
             cwd=plan.cwd,
@@ -281,7 +285,8 @@ class RankContext:
         """Return the ranks that failed, in the order of local ranks."""
         now = time.monotonic()
         for rank in self._ranks:
-            lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S and not rank.is_program
+            # A script may close what it has not opened, or become another program: its exit code will tell.
+            lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S and not rank.is_script
             if lost and not rank.has_reported:
                 failure = p.Failure(kind="exit", headline="closed its connection to the agent", at=time.time())
                 self._io._fail(rank, failure)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import Any
 
 import torch.distributed as dist
@@ -19,17 +20,23 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from ice_notebook import processes
+from ice_notebook import libraries
 from ice_notebook import protocol as p
 from ice_notebook.agent.attempt import RankContext
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.rendezvous import EarlyStore, FreshStoreRendezvous, NodesRendezvous
 from ice_notebook.agent.round import RoundContext
+from ice_notebook.errors import LibraryError
+from ice_notebook.identities import own_identity
 from ice_notebook.nodes import messages as m
 from ice_notebook.nodes.options import LOOPBACK
 
 api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
+
+libraries.require("torch", api, "_get_fq_hostname")
+libraries.require("torch", local_elastic_agent, "start_processes")
+libraries.require("torch", LocalElasticAgent, "_start_workers", "_rendezvous", "_exit_barrier")
 
 LOST_WAIT_S = 15.0  # word of a node that has lost its power comes after about ten seconds
 TIMEOUT = "timeout"  # the reason of a stop by the clock, as the report knows it
@@ -46,7 +53,9 @@ class IceAgent(LocalElasticAgent):
         elif plan.group is not None:
             from ice_notebook.agent import by_hand  # noqa: PLC0415 - for several nodes only
 
-            rendezvous = by_hand.rendezvous_by_hand(plan, plan.group, lambda: io.stop is not None)
+            rendezvous = by_hand.rendezvous_by_hand(
+                plan, plan.group, by_hand.Agent(lambda: io.stop is not None, io.record, self._end_round)
+            )
         spec = _make_spec(plan.role, plan.world_size, plan.name, plan.max_restarts, rendezvous)
         super().__init__(spec, DefaultLogsSpecs(os.devnull))
         self._plan = plan
@@ -68,6 +77,10 @@ class IceAgent(LocalElasticAgent):
                     raise
             else:
                 return
+
+    def _end_round(self, why: str) -> None:
+        """Say that an attempt ends because of other nodes."""
+        self._io.record(p.RoundEnded(at=time.time(), attempt=self._attempt, reason=why, restarting=True))
 
     def _exit_barrier(self) -> None:
         # Of several nodes torch would wait half a minute for one that is not done, or has left since, and would hear of no stop.
@@ -101,10 +114,7 @@ class IceAgent(LocalElasticAgent):
         finally:
             local_elastic_agent.start_processes = theirs
         if not isinstance(self._pcontext, RankContext):
-            raise RuntimeError(  # noqa: TRY004 - it is torch that is not as expected
-                "torch did not start its workers through local_elastic_agent.start_processes: this version of ice_notebook does not know this "
-                "version of torch"
-            )
+            raise LibraryError.changed("torch", libraries.version("torch"), "local_elastic_agent.start_processes")
         return pids
 
     def _make_context(self, group: WorkerGroup, environments: dict[int, dict[str, str]]) -> RankContext:
@@ -124,7 +134,7 @@ def get_ready() -> EarlyStore:
     """Do what takes time while nobody waits for it, and return the store that the run may have."""
     events.record(events.Event("ready", events.EventSource.AGENT))  # torch's log of events opens at the first one
     p.get_ready_for(p.Plan, p.Value)
-    processes.own_start_time()  # it is remembered
+    own_identity()  # it is remembered
     _rehearse()
     return EarlyStore()
 

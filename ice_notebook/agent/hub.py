@@ -7,11 +7,12 @@ recorded as if its ranks were here, so that the kernel sees one run.
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import threading
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
@@ -29,6 +30,7 @@ from ice_notebook.nodes.files import FILE, IncomingFile, send_file
 from ice_notebook.nodes.listening import listen
 from ice_notebook.nodes.token import parse_token
 from ice_notebook.store import RunFolder
+from ice_notebook.writing import AppendedFile, Loss
 
 WAITING_PEERS = 32  # connections that have not proved the token yet: beyond this the oldest gives way
 REFUSALS_RECORDED = 50  # a port scanner must not fill the journal
@@ -46,7 +48,8 @@ class Peer:
         self.id = -1
         self.files: dict[tuple[int, int, bool], IncomingFile] = {}  # what it is sending: attempt, rank, whether it is the value
         self.values: dict[tuple[int, int], Path | None] = {}  # what has come of each rank, None when it could not be kept
-        self.logs: dict[tuple[int, int], IO[bytes]] = {}
+        self.logs: dict[tuple[int, int], AppendedFile] = {}
+        self.losses: dict[tuple[int, int], Loss] = {}  # of output, for which there was no room here
 
     def tell(self, message: Any) -> None:
         """Queue a message for its agent."""
@@ -134,7 +137,12 @@ class Hub:
             if crowded is not None:
                 with contextlib.suppress(OSError):
                     crowded.shutdown(socket.SHUT_RDWR)
-            threading.Thread(target=self._welcome, args=[sock, str(address[0])], name="ice-welcome", daemon=True).start()
+            try:
+                threading.Thread(target=self._welcome, args=[sock, str(address[0])], name="ice-welcome", daemon=True).start()
+            except RuntimeError:  # no thread is left just now: it may come again
+                with self._io.condition, contextlib.suppress(ValueError):
+                    self._waiting.remove(sock)
+                sock.close()
 
     def _welcome(self, sock: socket.socket, address: str) -> None:
         """Take a peer through proof and versions, and serve it to its end."""
@@ -288,10 +296,10 @@ class Hub:
             peer.tell(message)
 
     def _tell_stop(self, reason: str) -> None:
-        stop = self._io.stop
-        is_urgent = self._io.is_urgent or (stop is not None and not stop.ask)
+        by = None if self._io.stop is None else self._io.stop.by
+        is_urgent = self._io.is_urgent or (self._io.stop is not None and by is None)
         for peer in self._peers:
-            peer.outbox.post("stop", reason=reason, urgent=is_urgent)
+            peer.outbox.post("stop", reason=reason, urgent=is_urgent, signal=by or signal.SIGINT)
 
     def _keep_time(self) -> None:
         """Have the coordinator look at the clock when it wants to, and pass on that the run is being stopped."""
@@ -329,6 +337,8 @@ class Hub:
 
     def _take_event(self, peer: Peer, event: Any) -> None:
         now = time.time()  # clocks differ from machine to machine: that of this one counts
+        if isinstance(event, p.RankExited) and (loss := peer.losses.get((event.attempt, event.rank))) is not None:
+            self._io.record_loss(event.attempt, event.rank, loss, is_end=True)
         if isinstance(event, _FORWARDED | p.AttemptBegun):
             if isinstance(event, p.AttemptBegun):
                 for rank in event.ranks:
@@ -347,10 +357,16 @@ class Hub:
         log = peer.logs.get((attempt, rank))
         if log is None:
             self._folder.make_rank_dir(attempt, rank)
-            log = peer.logs[attempt, rank] = self._folder.output_log(attempt, rank).open("ab", buffering=0)
-        with contextlib.suppress(OSError):  # the disk is full: the run goes on, and what is shown live is still shown
-            log.write(frame.body)
-        self._io.outbox.post_output(attempt, rank, frame.body)
+            log = peer.logs[attempt, rank] = AppendedFile(self._folder.output_log(attempt, rank))
+        kept, lost = log.append(frame.body)
+        if lost:
+            loss = peer.losses.setdefault((attempt, rank), Loss())
+            loss.add(len(lost), log.why)
+            self._io.record_loss(attempt, rank, loss)
+        if kept:
+            self._io.outbox.post_output(attempt, rank, kept)
+        if lost:  # the run goes on, and what is shown live is still shown
+            self._io.outbox.post_output(attempt, rank, lost, is_kept=False)
 
     # ---- files
 

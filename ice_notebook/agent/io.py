@@ -7,7 +7,6 @@ import os
 import select
 import selectors
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -16,25 +15,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
+
 from ice_notebook import crashes, processes
 from ice_notebook import protocol as p
 from ice_notebook.agent.outbox import Outbox
 from ice_notebook.agent.ranks import RankProcess, Stage, start_rank
 from ice_notebook.agent.terminals import Terminals
 from ice_notebook.frames import Channel, Frame
+from ice_notebook.identities import own_identity
 from ice_notebook.nodes.messages import MESSAGE
 from ice_notebook.rank.server import RankServer
-from ice_notebook.store import Journal, RunFolder
+from ice_notebook.store import JOURNAL_RESERVE_BYTES, Journal, RunFolder
+from ice_notebook.stream_index import StreamIndexWriter
+from ice_notebook.writing import AppendedFile, Loss, say
 
 MOST_REPLACEMENTS = 3  # of standby ranks that die: then something is wrong with them, and a launch that fails will say what
 
 
 @dataclass(frozen=True)
 class StopRequest:
-    """Why the run is being stopped, and whether ranks are asked first."""
+    """Why the run is being stopped, and by which signal ranks hear of it first; without one they are terminated at once."""
 
     reason: str
-    ask: bool = True
+    by: signal.Signals | None = signal.SIGINT
     grace_s: float | None = None  # None: the plan's
 
 
@@ -44,7 +48,6 @@ class AgentIO(threading.Thread):
     plan: p.Plan  # there from `begin` on
     folder: RunFolder
     _offered: p.Plan  # the kernel may not have said yet that this agent is the one to do it
-    _journal: Journal
     _out_of_memory_kills: int
 
     def __init__(self, preparation: p.Preparation, kernel: Channel, server: RankServer | None = None, note: str = "") -> None:
@@ -65,6 +68,7 @@ class AgentIO(threading.Thread):
         self.is_last_attempt = False
         self.is_closing = False  # the agent is about to leave: no rank is started any more
         self.error: BaseException | None = None  # a rank could not be started
+        self.folder_error: OSError | None = None  # nothing of a run can be kept
         self.on_run: Callable[[RunFolder], None] = lambda _: None  # called before anything is recorded
         self.on_stop: Callable[[], None] = lambda: None  # called once, by whoever asked
         self.on_message: Callable[[bytes], None] | None = None  # the coordinator of several nodes says something
@@ -73,11 +77,12 @@ class AgentIO(threading.Thread):
         self._is_over = False
         self._replaced = 0  # standby ranks that died before there was a run
         self._recording = threading.Lock()
+        self._journal: Journal | None = None
         self._serial = 0
         self._being_started = 0
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector = selectors.DefaultSelector()
-        self._terminals = Terminals(self.condition, self.outbox)
+        self._terminals = Terminals(self.condition, self.outbox, self._on_loss)
 
     # ---- for the elastic thread
 
@@ -91,10 +96,13 @@ class AgentIO(threading.Thread):
         with self.condition:
             plan = self._offered
             self.plan, self.folder = plan, RunFolder(Path(plan.folder))
-            self._journal = Journal(self.folder.journal_file)
+            try:
+                self._journal = Journal(self.folder.journal_file, reserve_bytes=JOURNAL_RESERVE_BYTES)
+            except OSError as error:  # no room, or the folder is gone: the run ends at once, and says why
+                self.folder_error = error
             self.on_run(self.folder)
             self.was_ready = self.is_standing_by and self.are_ready and len(self.ranks) >= plan.world_size
-            begun = p.RunBegun(at=time.time(), agent_pid=os.getpid(), agent_started=processes.own_start_time(), note=self._note)
+            begun = p.RunBegun(at=time.time(), agent=own_identity(), note=self._note)
             self.record(begun, is_alone=not self.was_ready)
             self.has_run, self.is_standing_by = True, False
             self.is_waited_for = not self.was_ready
@@ -107,9 +115,10 @@ class AgentIO(threading.Thread):
         """Write an event to the journal and tell the kernel, with the next one if that is about to come."""
         with self._recording:
             try:
-                self._journal.append(event)
+                if self._journal is not None:
+                    self._journal.append(event)
             except OSError as error:  # the disk is full: the run goes on, and the kernel hears of it
-                print(f"not in the journal: {event}: {error}", file=sys.stderr)  # noqa: T201 - agent.log
+                say(f"not in the journal yet: {event}: {error}")
             post = self.outbox.post if is_alone else self.outbox.post_later
             post("event", p.encode(event))
 
@@ -155,23 +164,36 @@ class AgentIO(threading.Thread):
         What the process printed before goes to its log now.
         """
         output = self.folder.output_log(go.attempt, go.rank)
-        flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC
-        terminal = rank.terminal
         with self.condition:
             rank.attempt, rank.rank, rank.local_rank = go.attempt, go.rank, go.local_rank
+            rank.is_script = go.script is not None
             rank.is_program = go.script is not None and go.script.kind is p.ScriptKind.PROGRAM
-            terminal.files.append(os.open(output, flags, 0o600))
+            for stream in rank.streams:
+                stream.files.append(AppendedFile(output))
+            if self.preparation.wiring.is_apart:
+                with contextlib.suppress(OSError):  # no room: all is stdout then
+                    rank.index = StreamIndexWriter(output)
             paths = {p.Std.OUT: go.stdout, p.Std.ERR: go.stderr}
             for std in (p.Std.OUT, p.Std.ERR):
-                if std & tee:
-                    stream, paths[std] = rank.open_stream()
-                    own = self.folder.stream_log(go.attempt, go.rank, std)
-                    stream.files += [os.open(output, flags, 0o600), os.open(own, flags, 0o600)]
-                    self._terminals.watch(stream)
-            early, terminal.early = bytes(terminal.early), bytearray()
-            if early:
-                self._terminals.take(terminal, early)
+                if std & tee and (path := self._tee(rank, std, output, self.folder.stream_log(go.attempt, go.rank, std))):
+                    paths[std] = path
+            for stream in rank.streams:
+                early, stream.early = bytes(stream.early), bytearray()
+                if early:
+                    self._terminals.take(stream, early)
         return p.replace(go, stdout=paths[p.Std.OUT], stderr=paths[p.Std.ERR])
+
+    def _tee(self, rank: RankProcess, std: p.Std, output: Path, own: Path) -> str:
+        """Have a stream written to a file of its own too. Return the path by which the rank opens that stream, empty when it has it already."""
+        streams = [stream for stream in rank.streams if stream.std is std]
+        for stream in streams:
+            stream.files.append(AppendedFile(own))
+        if streams:
+            return ""
+        stream, path = rank.open_stream(std, self.preparation.wiring)
+        stream.files += [AppendedFile(output), AppendedFile(own)]
+        self._terminals.watch(stream)
+        return path
 
     def forget(self, ranks: list[RankProcess]) -> None:
         """Reap ended ranks."""
@@ -183,6 +205,8 @@ class AgentIO(threading.Thread):
     def close(self) -> None:
         """Send what is left to the kernel, and end the conversation."""
         self._is_over = True
+        if self._journal is not None:
+            self._journal.close()
         self.outbox.drain(timeout_s=2.0)
         self._kernel.close()
 
@@ -194,7 +218,7 @@ class AgentIO(threading.Thread):
             self._serve()
         except BaseException:
             # Without this thread nobody would hear anything any more. The kernel says how the run ended, but it may be gone itself.
-            traceback.print_exc()
+            say(traceback.format_exc())
             self._leave(os.EX_SOFTWARE)
 
     def _serve(self) -> None:
@@ -215,11 +239,12 @@ class AgentIO(threading.Thread):
             elif rest_s > 0 and not is_resting:
                 self._selector.unregister(self._terminals)
                 is_resting = True
-            for key, _ in self._selector.select(rest_s if is_resting else None):
+            for key, _ in self._selector.select(rest_s if is_resting else self._terminals.begun_s):
                 # A rank that has ended takes its other descriptors with it, whose turn in this round may be yet to come: what its children
                 # held open is closed by their death, after its own. By now the number may be another descriptor's.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
+            self._terminals.let_go()
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # enough wake-ups are under way
@@ -239,6 +264,7 @@ class AgentIO(threading.Thread):
                     rank.rest()
                     continue
                 rank.go_on()
+                rank.preload()
                 if is_starting and n_left is not None:
                     n_left -= 1
         while self._being_started and n_left != 0:
@@ -251,21 +277,35 @@ class AgentIO(threading.Thread):
             if self.is_closing:
                 self._being_started = 0
                 return
-            try:
-                rank = start_rank(self.preparation, self._serial, self._server)
-            except OSError as error:
-                self.error = error
+            rank = self._start_process()
+            if rank is None:
                 self._being_started = 0
                 self.condition.notify_all()
                 return
             self._serial += 1
             self._being_started -= 1
             self.ranks.append(rank)
-            self._terminals.watch(rank.terminal)
+            for stream in rank.streams:
+                self._terminals.watch(stream)
             self.condition.notify_all()
         self._selector.register(rank.channel, selectors.EVENT_READ, lambda: self._on_rank(rank))
-        self._selector.register(rank.acknowledge, selectors.EVENT_READ, lambda: self._on_acknowledge(rank))
+        self._selector.register(rank.asking, selectors.EVENT_READ, lambda: self._on_answer(rank))
         self._selector.register(rank.pidfd, selectors.EVENT_READ, lambda: self._on_exit(rank))
+
+    def _start_process(self) -> RankProcess | None:
+        """Return a new process, started afresh where the rank server cannot fork it; None when there is none to be had."""
+        try:
+            if self._server is not None:
+                try:
+                    return start_rank(self.preparation, self._serial, self._server)
+                except OSError as error:
+                    say(f"ranks are not forked any more: {error}")
+                    self._server.close()
+                    self._server = None
+            return start_rank(self.preparation, self._serial, None)
+        except OSError as error:
+            self.error = error
+            return None
 
     # ---- the kernel
 
@@ -293,11 +333,16 @@ class AgentIO(threading.Thread):
                 self._keep_pace()
             elif frame.kind == "spares":
                 self.start_ranks(frame.fields["count"])
+            elif frame.kind == "size":
+                self._resize(frame.fields["columns"], frame.fields["rows"])
             elif frame.kind == "preload":
                 self._preload(frame.fields["modules"])
+            elif frame.kind == "signal":
+                self._relay(frame.fields["number"])
             elif frame.kind == "stop":
                 self.outbox.post("stopping")
-                self.request_stop(StopRequest(frame.fields["reason"]))
+                by = signal.Signals(frame.fields.get("signal", signal.SIGINT))
+                self.request_stop(StopRequest(frame.fields["reason"], by))
                 if frame.fields.get("urgent"):
                     with self.condition:
                         self.is_urgent = True
@@ -305,14 +350,29 @@ class AgentIO(threading.Thread):
             elif frame.kind == MESSAGE and self.on_message is not None:
                 self.on_message(frame.body)
 
+    def _relay(self, number: int) -> None:
+        with self.condition:
+            for rank in self.ranks:
+                if rank.rank >= 0 and not rank.has_exited and rank.handles(number):
+                    processes.signal_rank(rank, signal.Signals(number))
+
+    def _resize(self, columns: int, rows: int) -> None:
+        """Give the terminals of all ranks, also of those that are yet to be started, another size."""
+        wiring = p.replace(self.preparation.wiring, columns=columns, rows=rows)
+        self.preparation = p.replace(self.preparation, wiring=wiring)
+        with self.condition:
+            for rank in self.ranks:
+                rank.resize(wiring)
+
     def _preload(self, modules: list[str]) -> None:
-        """Have the ranks that stand by import more."""
+        """Have the ranks that stand by import more, as many as may at a time."""
         with self.condition:
             for rank in self.ranks:
                 if rank.rank < 0 and rank.stage is Stage.READY:
                     rank.stage = Stage.STARTING
-                    with contextlib.suppress(OSError):  # dead: seen at once by its pidfd
-                        rank.channel.send("preload", modules=modules)
+                    rank.is_preloading = True
+                    rank.to_preload = modules
+        self._keep_pace()
 
     def _on_kernel_exit(self) -> None:
         self._selector.unregister(self._kernel_pidfd)
@@ -324,7 +384,7 @@ class AgentIO(threading.Thread):
         if not self.has_run:
             self._leave()
         # Attached: without its kernel the run ends, and quickly, because whoever killed the kernel waits for the devices.
-        self.request_stop(StopRequest("kernel gone", ask=False, grace_s=1.0))
+        self.request_stop(StopRequest("kernel gone", by=None, grace_s=1.0))
 
     def _leave(self, status: int = 0) -> NoReturn:
         """End this process and all that it has started, whatever its main thread does: nobody is left to use it, or it cannot go on."""
@@ -340,22 +400,33 @@ class AgentIO(threading.Thread):
 
     def _on_rank(self, rank: RankProcess) -> None:
         try:
-            frames = rank.channel.receive_ready()
+            for frame in rank.channel.receive_ready():
+                with self.condition:
+                    self._take_frame(rank, frame)
+                    self.condition.notify_all()
         except (EOFError, OSError):
-            self._selector.unregister(rank.channel)
-            with self.condition:
-                rank.hung_up_at = time.monotonic()
-                self.condition.notify_all()
-            return
-        for frame in frames:
-            with self.condition:
-                self._take_frame(rank, frame)
-                self.condition.notify_all()
+            self._hang_up(rank)
+        except (
+            msgspec.DecodeError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # user code has written to a descriptor that is not its own
+            say(f"rank {rank.rank} said what cannot be understood: {error}\n{traceback.format_exc()}")
+            self._hang_up(rank)
+
+    def _hang_up(self, rank: RankProcess) -> None:
+        """Hear nothing more from a rank."""
+        self._selector.unregister(rank.channel)
+        with self.condition:
+            rank.hung_up_at = time.monotonic()
+            self.condition.notify_all()
 
     def _take_frame(self, rank: RankProcess, frame: Frame) -> None:
         at, attempt, number = time.time(), rank.attempt, rank.rank
         if frame.kind == "ready":
             rank.stage = Stage.READY
+            rank.is_preloading = False
             told = p.decode(frame.body, p.Readiness)
             rank.readiness = told if rank.readiness is None else p.Readiness.of([rank.readiness, told])
             self._wake()  # the next may start
@@ -380,8 +451,10 @@ class AgentIO(threading.Thread):
             self._take_value(rank, p.RankReturned(at=at, attempt=attempt, rank=number, value=p.decode(frame.body, p.Value)))
         elif frame.kind == "value_lost":
             self._take_value(rank, p.ValueLost(at=at, attempt=attempt, rank=number, reason=frame.fields["reason"]))
+        elif frame.kind == "answers":
+            rank.has_acknowledged = True
         elif frame.kind == "stopped":
-            rank.is_stopped = True
+            rank.is_stopped = rank.was_asked  # only we know that
         elif frame.kind == "failed":
             self._fail(rank, p.decode(frame.body, p.Failure))
 
@@ -403,9 +476,22 @@ class AgentIO(threading.Thread):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.plan.payload)
 
-    def _on_acknowledge(self, rank: RankProcess) -> None:
-        if not os.read(rank.acknowledge, 64):
-            self._selector.unregister(rank.acknowledge)
+    def _on_loss(self, rank: RankProcess) -> None:
+        self.record_loss(rank.attempt, rank.rank, rank.loss)
+
+    def record_loss(self, attempt: int, rank: int, loss: Loss, *, is_end: bool = False) -> None:
+        """Record that output of a rank is missing in its log files, when that is news."""
+        if loss.is_news(is_end=is_end):
+            say(f"rank {rank}: {loss.size_bytes} bytes of its output are not in its log files so far: {loss.why}")
+            self.record(p.OutputLost(at=time.time(), attempt=attempt, rank=rank, size_bytes=loss.size_bytes, reason=loss.why))
+
+    def _on_answer(self, rank: RankProcess) -> None:
+        try:
+            answer = rank.asking.recv(64)
+        except OSError:
+            answer = b""
+        if not answer:
+            self._selector.unregister(rank.asking)
             return
         with self.condition:
             rank.has_acknowledged = True
@@ -419,9 +505,10 @@ class AgentIO(threading.Thread):
         if rank.channel.fileno() in self._selector.get_map():
             self._drain_channel(rank)
         self._terminals.end(rank)
+        self.record_loss(rank.attempt, rank.rank, rank.loss, is_end=True)
         with contextlib.suppress(KeyError):
-            self._selector.unregister(rank.acknowledge)
-        os.close(rank.acknowledge)
+            self._selector.unregister(rank.asking)
+        rank.asking.close()
         rank.channel.close()
         # Not reaped yet: as long as the system remembers the process, nobody else can have its number, and its group can be killed.
         info = os.waitid(os.P_PIDFD, rank.pidfd, os.WEXITED | os.WNOWAIT)
@@ -444,8 +531,8 @@ class AgentIO(threading.Thread):
     def _replace(self, rank: RankProcess) -> None:
         """Start another process in the place of one that died while it stood by, unless that happens again and again."""
         self._replaced += 1
-        if self._replaced > MOST_REPLACEMENTS:
-            self.outbox.post("spoiled", bytes(rank.terminal.early))
+        if rank.is_preloading or self._replaced > MOST_REPLACEMENTS:
+            self.outbox.post("spoiled", rank.early)
             return
         self.ranks.remove(rank)
         rank.reap()
@@ -463,7 +550,7 @@ class AgentIO(threading.Thread):
     def _judge_exit(self, rank: RankProcess, code: int) -> None:
         """Say what an exit means that nobody has caused: a function's rank says by itself how it ended, of a script the code tells."""
         if self.plan.script is None:
-            if not rank.has_reported_before_exit:
+            if not rank.has_returned and rank.failure is None:
                 self._fail(rank, self._failure_from_exit(rank, code))
         elif code != 0 and rank.failure is None:
             self._fail(rank, self._failure_from_exit(rank, code))

@@ -1,4 +1,4 @@
-"""The agent from its first line to its last: `python -c 'from ice_notebook.agent.main import main; main()' <descriptor>`."""
+"""The agent from its first line to its last. It is started with the descriptor of its socket (`boot`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from ice_notebook import forks, processes
+from ice_notebook import forks, inherited, lifelines, processes, signals, title
 from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting
@@ -24,6 +24,7 @@ from ice_notebook.nodes.messages import MESSAGE, decode
 from ice_notebook.rank import surroundings
 from ice_notebook.rank.server import RankServer
 from ice_notebook.store import RunFolder
+from ice_notebook.writing import say, write_what_fits
 
 if TYPE_CHECKING:
     from ice_notebook.agent.hub import Hub
@@ -32,13 +33,18 @@ _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def main() -> None:
+def main(words: list[str], _own_path: list[str]) -> None:
     """Be an agent: get ready, take a plan from the kernel, do the run, leave. Never returns."""
-    serve(Channel(socket.socket(fileno=int(sys.argv[1]))), note="".join(sys.argv[3:]))
+    lifelines.take_hold(signal.SIGCONT)  # the io thread sees the kernel's end, unless somebody has stopped this process
+    serve(Channel(socket.socket(fileno=int(words[0]))), note="".join(words[1:]))
 
 
 def serve(kernel: Channel, readiness: p.Readiness | None = None, marker: forks.Marker | None = None, note: str = "") -> NoReturn:
     """Be an agent at the end of this channel. `readiness` and `marker` are those of a fork server that this process was forked from."""
+    signals.reset()
+    title.show(title.command_of("agent"))
+    os.umask(0o077)
+    inherited.raise_descriptor_limit()
     os.set_inheritable(kernel.fileno(), False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # interrupts are the kernel's; what follows from them comes as a message
     # Orphans of ranks become children of this process: they can be found, and nothing is left to the system's init.
@@ -88,11 +94,13 @@ class Agent:
             early = None if io.has_run else elastic.get_ready()
             self._stand_by()
             meeting = meeting or self._meet()
+            if io.folder_error is not None:
+                raise io.folder_error
             surroundings.take_environment(io.plan.environment)  # torch's agent hands some of its own on to ranks
             elastic.start_clock(io.plan, io)
             outcome, reason, swept = elastic.run_elastic(io.plan, io, meeting, early)
         except Exception as error:
-            traceback.print_exc()
+            say(traceback.format_exc())
             with io.condition:
                 io.condition.wait_for(lambda: io.has_run)  # somebody must be told, if only at the next launch
             reason = _in_words(error, io.plan)
@@ -141,7 +149,8 @@ class Agent:
         if self._io.has_run:
             self._io.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))
         self._io.close()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # its disk is full
+            sys.stderr.flush()
         os._exit(0)
 
     def _end_everything(self) -> int:
@@ -165,7 +174,7 @@ class Agent:
         if not self._io.has_run:
             os._exit(0)  # its ranks go with it
         # A handler must not take the lock that the interrupted code may hold: a thread does.
-        request = StopRequest(f"the agent got {signal.Signals(number).name}")
+        request = StopRequest("signal", signal.Signals(number))
         threading.Thread(target=self._io.request_stop, args=[request], daemon=True).start()
 
 
@@ -173,18 +182,27 @@ def _in_words(error: Exception, plan: p.Plan) -> str:
     """Say why a run could not be done when the reason is no rank's."""
     if isinstance(error, NodeError):
         return str(error)
+    if isinstance(error, OSError) and str(error.filename or "").startswith(plan.folder):
+        return f"the run folder cannot be written: {error.strerror or error}"
     if isinstance(error, OSError) and plan.master_port:
         return f"the port {plan.master_port} on {plan.master_addr} cannot be used: {error.strerror or error}"
-    return f"the agent failed: {error}" if isinstance(error, RuntimeError) else f"the agent failed: {type(error).__name__}: {error}"
+    if isinstance(error, RuntimeError) and str(error):
+        return f"the agent failed: {error}"
+    return f"the agent failed: {type(error).__name__}" + (f": {error}" if str(error) else "")
 
 
 def _move_to(folder: RunFolder) -> None:
     """Live in the run's folder from now on: what this process and its libraries have to say is in its log, with what they have said so far."""
-    os.chdir(folder.path)
-    said = os.pread(1, os.fstat(1).st_size, 0)
-    log = os.open(folder.agent_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.write(log, said)
-    os.ftruncate(1, 0)
+    try:
+        os.chdir(folder.path)
+        said = os.pread(1, os.fstat(1).st_size, 0)
+        log = os.open(folder.agent_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:  # no room, or the folder is gone: the kernel finds what is said where it has been said so far
+        say(f"{folder.agent_log} cannot be written: {error}")
+        return
+    written, _ = write_what_fits(log, said)
+    if written == len(said):
+        os.ftruncate(1, 0)
     for fd in (1, 2):
         os.dup2(log, fd)
     os.close(log)

@@ -50,18 +50,22 @@ class Outbox(threading.Thread):
         with self._changed:
             self._queue.append(_Message(kind, bytearray(body)))
 
-    def post_output(self, attempt: int, rank: int, output: bytes) -> None:
-        """Queue output of a rank; what does not fit is counted and the count sent later."""
+    def post_output(self, attempt: int, rank: int, output: bytes, *, is_kept: bool = True, is_stderr: bool = False) -> None:
+        """Queue output of a rank; what does not fit is counted and the count sent later.
+
+        Output that is not kept in the log file is not counted then: nobody could find it there. Of what is kept, the file says whether it is
+        stderr's.
+        """
         source = attempt, rank
         with self._changed:
             if self._output_bytes > OUTPUT_LIMIT_BYTES:
-                self._missed[source] = self._missed.get(source, 0) + len(output)
+                self._missed[source] = self._missed.get(source, 0) + len(output) * is_kept
                 return
             self._output_bytes += len(output)
             missed = self._missed.pop(source, 0)
             last = self._queue[-1] if self._queue else None
-            fields = {"attempt": attempt, "rank": rank, "missed": missed}
-            if last is not None and last.kind == "output" and not missed and self._continues(last, source):
+            fields = _fields_of_output(attempt, rank, missed, is_kept=is_kept, is_stderr=is_stderr)
+            if last is not None and last.kind == "output" and not missed and _continues(last, fields):
                 last.body += output
                 return
             self._queue.append(_Message("output", bytearray(output), fields))
@@ -83,7 +87,7 @@ class Outbox(threading.Thread):
         """Wait until all is sent, the kernel is gone, or the time is over."""
         with self._changed:
             for (attempt, rank), missed in self._missed.items():
-                self._queue.append(_Message("output", bytearray(), {"attempt": attempt, "rank": rank, "missed": missed}))
+                self._queue.append(_Message("output", bytearray(), _fields_of_output(attempt, rank, missed)))
             self._missed.clear()
             self._send()
             self._changed.wait_for(lambda: self._is_gone or not (self._queue or self._rest), timeout_s)
@@ -134,5 +138,12 @@ class Outbox(threading.Thread):
         self._rest = b""
         self._changed.notify_all()
 
-    def _continues(self, last: _Message, source: tuple[int, int]) -> bool:
-        return (last.fields["attempt"], last.fields["rank"]) == source and len(last.body) < _COALESCED_BYTES
+
+def _continues(last: _Message, fields: dict[str, Any]) -> bool:
+    """Return whether output goes on where the last message has ended."""
+    return {**last.fields, "missed": 0} == fields and len(last.body) < _COALESCED_BYTES
+
+
+def _fields_of_output(attempt: int, rank: int, missed: int, *, is_kept: bool = True, is_stderr: bool = False) -> dict[str, Any]:
+    fields = {"attempt": attempt, "rank": rank, "missed": missed}
+    return fields if is_kept else {**fields, "is_kept": False, "is_stderr": is_stderr}

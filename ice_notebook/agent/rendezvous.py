@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import ipaddress
 import signal
+import socket
 import time
 from collections.abc import Callable
 
@@ -22,13 +24,19 @@ STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach
 LOOK_S = 2.0  # one try of it: the round may be over before
 
 
-def make_store(address: str, port: int) -> tuple[dist.TCPStore, int]:
+def make_store(address: str, port: int, *, is_anywhere: bool = False) -> tuple[dist.TCPStore, int]:
     """Return the server of a store, which ends with the last reference to it, and its port; port 0 lets the system choose.
 
-    It listens on a socket of ours, because a plain `TCPStore(port=0)` listens on every interface of the machine.
+    It listens on a socket of ours, because a plain `TCPStore(port=0)` listens on every interface of the machine. Its `host` is where this machine
+    reaches it.
+
+    Raises:
+        OSError: the port is taken, or the address is not one of this machine; see `listen`.
     """
-    sock = listen(address, port)
-    port = int(sock.getsockname()[1])
+    sock = listen(address, port, is_anywhere=is_anywhere)
+    found, port = sock.getsockname()[:2]
+    if ipaddress.ip_address(found).is_unspecified:  # it listens on all addresses: the one that was given may not lead here
+        address = LOOPBACK if sock.family is socket.AF_INET else "::1"
     server = dist.TCPStore(
         address, port, is_master=True, wait_for_workers=False, master_listen_fd=sock.detach()
     )  # the store closes the descriptor
@@ -42,9 +50,9 @@ class EarlyStore:
         self._made: tuple[dist.TCPStore, int] | None = make_store(LOOPBACK, 0)
 
     def give(self, address: str, port: int) -> tuple[dist.TCPStore, int] | None:
-        """Hand it over to a run that wants one at this place; a run that wants another place ends it."""
+        """Hand it over to a run that wants one at this place, unless somebody has put anything into it meanwhile; else it ends here."""
         made, self._made = self._made, None
-        return made if (address, port) == (LOOPBACK, 0) else None
+        return made if made is not None and (address, port) == (LOOPBACK, 0) and made[0].num_keys() == 0 else None
 
 
 class FreshStoreRendezvous(RendezvousHandler):
@@ -69,11 +77,11 @@ class FreshStoreRendezvous(RendezvousHandler):
         # that takes 4 to 9 ms. This way, too, the server is ours alone to close, while torch keeps what it was given.
         return RendezvousInfo(dist.HashStore(), 0, 1, place)
 
-    def _make_store(self) -> int:
+    def _make_store(self, *, is_anywhere: bool = False) -> int:
         """Make the round's store, and return its port."""
         self._store = None  # the old one must be closed first when the user has named the port
         made, self._early = self._early, None
-        self._store, port = made or make_store(self._address, self._port)
+        self._store, port = made or make_store(self._address, self._port, is_anywhere=is_anywhere)
         return port
 
     def get_backend(self) -> str:

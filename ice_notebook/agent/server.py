@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import socket
-import sys
 import traceback
+from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from ice_notebook import agents, forks
+from ice_notebook import agents, forks, lifelines, signals, title
 from ice_notebook import protocol as p
 from ice_notebook.agent import main as agent
 from ice_notebook.agent.ranks import MODULES
@@ -21,15 +22,18 @@ from ice_notebook.frames import Channel
 from ice_notebook.rank import preloading
 
 
-def main() -> None:
+def main(words: list[str], _own_path: list[str]) -> None:
     """Be the fork server. Never returns."""
+    signals.reset()
+    title.show(title.command_of("server"))
     marker = forks.Marker()
-    kernel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    kernel = Channel(socket.socket(fileno=int(words[0])))
     os.set_inheritable(kernel.fileno(), False)
     try:
-        preparation = p.decode(kernel.receive().body, p.Preparation)
-        readiness = preloading.get_ready(("ice_notebook.agent.elastic", *MODULES), preparation.preload)
-        Server(kernel, marker, readiness).serve()
+        owner = lifelines.take_hold(signal.SIGKILL)
+        kernel.receive()  # its preparation: each fork gets one of its own
+        readiness = preloading.get_ready(("ice_notebook.agent.elastic", *MODULES))
+        Server(kernel, marker, readiness, owner).serve()
     except (EOFError, OSError):
         os._exit(0)  # the kernel is gone
 
@@ -37,10 +41,11 @@ def main() -> None:
 class Server:
     """See the module."""
 
-    def __init__(self, kernel: Channel, marker: forks.Marker, readiness: p.Readiness) -> None:
+    def __init__(self, kernel: Channel, marker: forks.Marker, readiness: p.Readiness, owner: int | None) -> None:
         self._kernel = kernel
         self._marker = marker
         self._readiness = readiness
+        self._owner = owner  # the kernel's lifeline
         self._selector = selectors.DefaultSelector()
 
     def serve(self) -> NoReturn:
@@ -64,7 +69,10 @@ class Server:
             self._get_ready()
             return
         sock, log = self._kernel.receive_descriptors(2)
-        pid = self._exec(frame.body, sock, log) if self._refusal else self._fork(sock, log)
+        if self._refusal:
+            pid = self._exec(frame.body, sock, log)
+        else:
+            pid = self._fork(sock, log, self._be_successor if frame.kind == "succeed" else self._be_agent)
         os.close(sock)
         os.close(log)
         ticket = frame.fields["ticket"]
@@ -73,7 +81,7 @@ class Server:
         self._kernel.send("forked", ticket=ticket)
         self._kernel.send_descriptors([pidfd])  # by which the kernel knows it, whoever gets its number later
 
-    def _fork(self, sock: int, log: int) -> int:
+    def _fork(self, sock: int, log: int, be: Callable[[Channel], NoReturn]) -> int:
         pid = os.fork()
         if pid == 0:
             try:
@@ -83,18 +91,29 @@ class Server:
                 for fd in (1, 2):
                     os.dup2(log, fd)
                 os.close(log)
-                agent.serve(Channel(socket.socket(fileno=sock)), self._readiness, self._marker)
+                be(Channel(socket.socket(fileno=sock)))
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(1)  # nothing that goes wrong in an agent may make a second server of it
         return pid
 
+    def _be_agent(self, kernel: Channel) -> NoReturn:
+        lifelines.take_hold(signal.SIGCONT, self._owner)
+        agent.serve(kernel, self._readiness, self._marker)
+
+    def _be_successor(self, kernel: Channel) -> NoReturn:
+        """Be a fork server that is to import more: this one forks on, whatever those imports do."""
+        lifelines.take_hold(signal.SIGKILL, self._owner)
+        preparation = p.decode(kernel.receive().body, p.Preparation)
+        self._marker.change(f"{preparation.marker}:{agents.SERVER_NAME}")
+        Server(kernel, self._marker, self._readiness, self._owner).serve()
+
     def _exec(self, body: bytes, sock: int, log: int) -> int:
         """Start an agent afresh, which is safe whatever runs here, and have it say why."""
         preparation = p.decode(body, p.Preparation)
         note = f"fork server not used: {self._refusal}"
-        return agents.start_process("main", preparation, sock, log, name="agent", more=(note,)).pid
+        return agents.start_process("main", preparation, sock, log, name="agent", more=(note,), owner=self._owner).pid
 
     def _on_exit(self, pidfd: int, pid: int, ticket: int) -> None:
         self._selector.unregister(pidfd)

@@ -28,14 +28,27 @@ def die_with_agent(agent_pid: int) -> None:
 def take_terminal(fd: int) -> None:
     """Make a pseudo-terminal the controlling one of this session: when the agent's end closes, the session is hung up.
 
-    It stays open, whatever standard streams are redirected to: to the agent a terminal that nobody has open reads as hung up itself.
+    It stays open, whatever standard streams are redirected to, and in a program that takes this process's place by exec: to the agent a terminal
+    that nobody has open reads as hung up itself.
     """
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
-    os.set_inheritable(fd, False)
+    os.set_inheritable(fd, True)
     # What a rank starts in a process group of its own would be stopped for good when it reads from the terminal or changes it, and nobody
     # could bring it to the foreground. Children inherit "ignore", and get an error instead.
     for number in (signal.SIGTTIN, signal.SIGTTOU):
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave_terminal(fd: int) -> None:
+    """Have no controlling terminal any more: a program may be a shell, with whose end the system would hang up on all that it has started.
+
+    What it prints still goes there.
+    """
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the system says so by a hang-up, to this process too
+    try:
+        fcntl.ioctl(fd, termios.TIOCNOTTY)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def buffer_by_line() -> None:
@@ -46,9 +59,9 @@ def buffer_by_line() -> None:
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
 
 
-def write_to(fd: int) -> None:
-    """Make a descriptor the standard output and error of this process, with new Python streams: the old ones know another kind of file."""
-    for number, name in ((1, "stdout"), (2, "stderr")):
+def write_to(out: int, err: int) -> None:
+    """Make descriptors the standard output and error of this process, with new Python streams: the old ones know another kind of file."""
+    for fd, number, name in ((out, 1, "stdout"), (err, 2, "stderr")):
         os.dup2(fd, number)
         stream = open(number, "w", encoding=sys.stdout.encoding, closefd=False)  # noqa: SIM115 - as long as the process lives
         setattr(sys, name, stream)

@@ -6,7 +6,6 @@ waits for `go`, runs the task, writes the value, says so, and leaves.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import faulthandler
 import importlib
@@ -15,20 +14,24 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, TypeVar
 
 import msgspec
 
+from ice_notebook import boot, exact_json, exits, inherited, signals, title
 from ice_notebook import protocol as p
+from ice_notebook.exits import INTERRUPTED
 from ice_notebook.frames import Channel
 from ice_notebook.progress import reporter
-from ice_notebook.rank import guards, preloading, surroundings
+from ice_notebook.rank import guards, leaving, preloading, surroundings
 from ice_notebook.rank.control import Control
+from ice_notebook.rank.script import command_of as script_command
 
+T = TypeVar("T")
 _EXIT_FAILED = 1
 _EXIT_INTERRUPTED = 130  # as a shell says: 128 + SIGINT
 
@@ -39,28 +42,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     agent_pid: int
     socket: int  # descriptors that it inherits
     terminal: int
-    acknowledge: int
+    asking: int  # a socket: the agent writes a byte before it interrupts, and is answered by one
     modules: tuple[str, ...]  # imported before it says that it is ready
-    preload: tuple[str, ...] = ()  # these too, as far as they do no harm
 
 
-def main(text: str, own_path: list[str]) -> None:
+def main(words: list[str], own_path: list[str]) -> None:
     """Be a rank. `own_path` is the module path that a fresh interpreter has. Never returns."""
-    serve(msgspec.json.decode(text, type=Settings), own_path)
+    serve(exact_json.decode(words[0].encode(), Settings), own_path)
 
 
 def serve(settings: Settings, own_path: list[str], readiness: p.Readiness | None = None) -> NoReturn:
     """Be a rank with these settings; `readiness` when a process that this one was forked from has done all imports."""
     guards.die_with_agent(settings.agent_pid)
+    signals.reset()
+    title.show(title.command_of("rank"), may_change=True)
+    inherited.be_expendable()
     guards.take_terminal(settings.terminal)
     guards.buffer_by_line()
-    for fd in (settings.socket, settings.acknowledge):
+    for fd in (settings.socket, settings.asking):
         os.set_inheritable(fd, False)
+    os.set_blocking(settings.asking, False)
     channel = Channel(socket.socket(fileno=settings.socket))
-    sys.argv = [""]
+    sys.argv = ["cell"]  # a name that is a path: libraries look for files beside it
     if readiness is None:
         channel.send("tied")
-        readiness = preloading.get_ready(settings.modules, settings.preload)
+        readiness = preloading.get_ready(settings.modules)
     p.get_ready_for(p.Go)
     guards.spare_resource_trackers()
     surroundings.quiet_prompts()
@@ -85,8 +91,10 @@ class Rank:
         self._settings = settings
         self._own_path = own_path
         self._pid = os.getpid()
-        self._is_asked_to_stop = False
+        self._is_asked_to_stop = False  # by the agent
+        self._is_interrupted = False  # by a SIGINT that the agent did not send
         self._value_file: Path | None = None
+        self._leaving = leaving.Leaving()
 
     def run(self) -> NoReturn:
         """Do the work and leave the process."""
@@ -96,45 +104,53 @@ class Rank:
                 self._become(self._go.script)
             signal.signal(signal.SIGINT, self._on_interrupt)
             self._tell("accepted")  # from here on this process's end is the run's affair, and it may be asked to stop
-            self._control.listen()
+            self._control.listen(self._on_stop)
             code = self._work() if self._go.script is None else self._run_script(self._go.script)
         except BaseException as error:
             # Everything ends up here, KeyboardInterrupt and SystemExit too: a rank never ends with 0 without having said what became of it.
             code = self._fail(error)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, self._on_late_interrupt)
         if self._go.script is None or self._go.script.may_stand_by:
             self._tell("imported", modules=preloading.imported())
-        _leave(code)
+        self._leaving.leave(code)
 
     def _take_place(self) -> None:
-        """Become this rank: environment, folder, paths, streams."""
+        """Become this rank: environment, folder, paths, streams, and the command line that others see."""
         go = self._go
+        # A script is found by its name, and can start itself anew by `sys.orig_argv`.
+        title.show(script_command(go.script) if go.script is not None else title.command_of("rank", str(go.rank), go.name))
         surroundings.take_environment(go.environment)
         os.umask(go.umask)
+        inherited.take(go.inherited)
         os.chdir(go.cwd)
         sys.path[:] = go.sys_path
+        boot.forget_pins()
         importlib.invalidate_caches()
         for stream, path in ((sys.stdout, go.stdout), (sys.stderr, go.stderr)):
             if path is not None:
                 guards.redirect(stream, path)
-        self._stacks = open(go.stacks, "a")  # noqa: SIM115 - faulthandler writes to it for as long as this process lives
-        faulthandler.enable(self._stacks)
-        faulthandler.register(signal.SIGUSR1, file=self._stacks, all_threads=True, chain=False)
+        try:
+            stacks: IO[Any] = open(go.stacks, "a")  # noqa: SIM115 - faulthandler writes to it for as long as this process lives
+            self._leaving.own_file = stacks.fileno()
+        except OSError:  # the disk is full
+            stacks = sys.stderr
+        self._stacks = stacks
+        faulthandler.enable(stacks)
+        faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True, chain=False)
 
     def _work(self) -> int:
-        from ice_notebook import pickles  # noqa: PLC0415 - torch must not wait behind it
-        from ice_notebook.rank import shell, spawning  # noqa: PLC0415
+        from ice_notebook.rank import shell, spawning  # noqa: PLC0415 - torch must not wait behind it
         from ice_notebook.rank.process_group import ProcessGroup, use_device  # noqa: PLC0415
 
         go = self._go
-        surroundings.make_main_module()
+        main = surroundings.make_main_module()
         surroundings.show_as_text()
         surroundings.lend_launcher()
-        shell.install()
+        shell.install(main)
         spawning.pickle_by_value()
         self._labels = surroundings.take_sources(go.sources)
         use_device(go.device)
-        task = pickles.load(Path(go.payload), device=go.device)
+        task = self._load_task()
         reporter.open(lambda bars: self._tell("progress", bars=bars))
         group = ProcessGroup()
         group.give_way()
@@ -143,9 +159,9 @@ class Rank:
         self._control.begun.wait()
         self._tell("loaded")
         try:
-            value = task.run()
+            value = self._run_users(task.run)
         except SystemExit as error:
-            if error.code not in {None, 0}:
+            if _exit_code(error) != 0:
                 raise
             value = None
         self._return(value)
@@ -155,6 +171,23 @@ class Rank:
             traceback.print_exc()
         return 0
 
+    def _load_task(self) -> Any:
+        """Return what is to be run. What goes wrong in it is told by the name of the user's variable."""
+        from ice_notebook import pickles, tracebacks  # noqa: PLC0415
+        from ice_notebook.errors import IceNotebookError, LoadError  # noqa: PLC0415
+
+        go = self._go
+        try:
+            return pickles.load(Path(go.payload), device=go.device)
+        except (KeyboardInterrupt, IceNotebookError, OSError, MemoryError):
+            raise
+        except BaseException as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's: of the device, and not of what is loaded
+                raise
+            frames = error.__traceback__ = tracebacks.users_traceback(error)
+            failure = LoadError.of(pickles.name_of_unloaded(Path(go.payload), device=go.device), error)
+            raise failure from (None if frames is None else error)
+
     def _run_script(self, script: p.Script) -> int:
         from ice_notebook.rank import script as scripts  # noqa: PLC0415
         from ice_notebook.script_results import script_result  # noqa: PLC0415
@@ -163,19 +196,34 @@ class Rank:
         script_result.open(self._return)
         self._control.begun.wait()
         try:
-            scripts.run(script, self._own_path)
+            self._run_users(lambda: scripts.run(script, self._own_path))
         except SystemExit as error:
-            if error.code not in {None, 0}:
+            if _exit_code(error) != 0:
                 raise
         return 0
+
+    def _run_users(self, call: Callable[[], T]) -> T:
+        """Run the user's code and return its value.
+
+        A process that it has forked never comes back from here: it ends as it would in any Python program, and speaks for itself alone.
+        """
+        child_code = 0
+        try:
+            value = call()
+        except BaseException as error:
+            if os.getpid() == self._pid:
+                raise
+            child_code = _end_child(error)
+        if os.getpid() != self._pid:
+            self._leaving.leave(child_code)
+        return value
 
     def _become(self, script: p.Script) -> NoReturn:
         """Make this process the program: its exit code says what came of it."""
         from ice_notebook.errors import ScriptError  # noqa: PLC0415
         from ice_notebook.rank import script as scripts  # noqa: PLC0415
 
-        # A terminal that nobody has open reads as hung up: the program holds it, also when its own output goes to files.
-        os.set_inheritable(self._settings.terminal, True)
+        guards.leave_terminal(self._settings.terminal)
         faulthandler.disable()
         self._tell("accepted")
         self._channel.receive()  # the word to begin
@@ -186,26 +234,40 @@ class Rank:
 
     def _return(self, value: Any) -> None:
         """Write the value in the place of one before, and tell of it; one that cannot be written is told of as well."""
-        from ice_notebook import descriptions, pickles  # noqa: PLC0415
+        from ice_notebook import pickles  # noqa: PLC0415
         from ice_notebook.errors import PayloadError, ResultError  # noqa: PLC0415
 
         go = self._go
         try:
-            prepared = pickles.prepare(value, devices=pickles.DeviceTensors.TO_HOST, names={"result": value})
+            prepared = pickles.prepare(
+                value, devices=pickles.DeviceTensors.TO_HOST, names={"result": value}, is_interrupted=self._was_asked
+            )
             path = prepared.write_first([Path(result) for result in go.results])
         except PayloadError as error:
             reason = ResultError.cannot_send(go.rank, error.refusal) if error.refusal is not None else error
             self._tell("value_lost", reason=str(reason))
             self._drop_value_before(None)
             return
-        except OSError:
-            self._tell("value_lost", reason=str(ResultError.no_room(go.rank, prepared.size_bytes)))
+        except OSError as error:
+            self._tell("value_lost", reason=str(ResultError.unwritten(go.rank, prepared.size_bytes, error)))
             self._drop_value_before(None)
             return
-        type_name, text, html = descriptions.describe(value)
+        type_name, text, html = self._describe(value)
         told = p.Value(path=str(path), size_bytes=prepared.size_bytes, type_name=type_name, text=text, html=html)
         self._tell("returned", p.encode(told))
         self._drop_value_before(path)
+
+    def _describe(self, value: Any) -> tuple[str, str, str]:
+        """Return what the value looks like. It may raise what it likes when it is asked: the function has returned."""
+        from ice_notebook import descriptions  # noqa: PLC0415
+
+        for describe in (descriptions.describe, lambda value: (type(value).__name__, descriptions.describe_text(value), "")):
+            try:
+                return describe(value)
+            except KeyboardInterrupt:
+                if self._was_asked():
+                    raise
+        return type(value).__name__, "<repr failed: KeyboardInterrupt>", ""
 
     def _drop_value_before(self, path: Path | None) -> None:
         """Free a value that a script gave before, once the agent knows of what has come in its place: usually the file is the same."""
@@ -215,24 +277,24 @@ class Rank:
 
     def _fail(self, error: BaseException) -> int:
         """Tell how the work ended when it did not return, and return the exit code."""
-        if self._is_asked_to_stop and isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) and self._was_asked():
             self._tell("stopped")
             return _EXIT_INTERRUPTED
-        # The agent ends a failed attempt at once. What is written here is what a person looks for, so it is finished first; SIGKILL bounds it.
-        terminated: list[int] = []
-        before = signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
-        code = self._report(error)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-        if terminated:
-            os._exit(code)
-        return code
+        # The agent ends a failed attempt at once. What is written here, and what a program writes at its end, is what a person looks for, so
+        # it is finished first; SIGKILL bounds it.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        return self._report(error)
 
     def _report(self, error: BaseException) -> int:
         from ice_notebook import tracebacks  # noqa: PLC0415
 
         code = _exit_code(error)
+        if isinstance(error, KeyboardInterrupt):
+            tracebacks.cut_handler(error)
         failure = tracebacks.failure_from_exception(error, getattr(self, "_labels", {}), at=time.time())
         failure = msgspec.structs.replace(failure, exit_code=code)
+        if self._is_interrupted and isinstance(error, KeyboardInterrupt) and self._go.script is None:
+            failure = msgspec.structs.replace(failure, headline=INTERRUPTED)
         if self._go.script is not None and isinstance(error, SystemExit):
             failure = msgspec.structs.replace(failure, kind="exit", headline=_exit_headline(error, code))
         # Told before anything that takes time: siblings notice the broken connection at once, and the first report counts.
@@ -270,7 +332,7 @@ class Rank:
         error.__cause__ = error.__context__ = None
         try:
             pickles.prepare(error, devices=pickles.DeviceTensors.TO_HOST).write(Path(self._go.exception))
-        except Exception:  # an exception that cannot travel: the failure says what it was
+        except BaseException:  # an exception that cannot travel: the failure says what it was
             return
 
     def _tell(self, kind: str, body: bytes = b"", **fields: Any) -> None:
@@ -284,16 +346,52 @@ class Rank:
 
     def _on_interrupt(self, _signal: int, _frame: object) -> None:
         if os.getpid() == self._pid:  # a forked child inherits the handler, not the conversation
-            self._is_asked_to_stop = True
-            # Not by the channel, which the interrupted code may just be holding.
-            with contextlib.suppress(OSError):
-                os.write(self._settings.acknowledge, b"!")
+            self._is_interrupted = not self._was_asked()
         raise KeyboardInterrupt
+
+    def _on_late_interrupt(self, _signal: int, _frame: object) -> None:
+        """Answer the agent after the work is done; only a wait for the user's threads is ended by it."""
+        self._was_asked()
+        if self._leaving.is_waiting:
+            raise KeyboardInterrupt
+
+    def _was_asked(self) -> bool:
+        """Return whether the agent has asked this rank to stop, and answer if it just has.
+
+        Not by the channel, which the interrupted code may just be holding.
+        """
+        with contextlib.suppress(OSError):  # nothing new was asked, or the agent is gone, and this process is about to be
+            if os.read(self._settings.asking, 64):
+                self._is_asked_to_stop = True
+                os.write(self._settings.asking, b"!")
+        return self._is_asked_to_stop
+
+    def _on_stop(self) -> None:
+        """Say whether a handler of the user's own answers the interrupt of a stop: it is given its time, though it does not tell the agent.
+
+        Runs in the control thread, which is heard also while the main thread waits in native code.
+        """
+        handler = signal.getsignal(signal.SIGINT)
+        if handler not in {signal.SIG_IGN, signal.SIG_DFL} and handler != self._on_interrupt:
+            self._tell("answers")
+
+
+def _end_child(error: BaseException) -> int:
+    """Print what Python does at such an end of a process that the user's code has forked, and return its exit code."""
+    from ice_notebook import tracebacks  # noqa: PLC0415
+
+    code = _exit_code(error)
+    if not isinstance(error, SystemExit):
+        users = tracebacks.users_traceback(error)
+        sys.excepthook(type(error), error.with_traceback(users), users)
+    elif error.code is not None and not isinstance(error.code, int):
+        print(error.code, file=sys.stderr)
+    return code
 
 
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else _EXIT_FAILED
+        return exits.status_of_exit(error.code)
     return _EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else _EXIT_FAILED
 
 
@@ -303,25 +401,5 @@ def _has_own_hook() -> bool:
 
 
 def _exit_headline(error: SystemExit, code: int) -> str:
-    from ice_notebook import exits  # noqa: PLC0415
-
     lines = [] if isinstance(error.code, int) else str(error.code).strip().splitlines()
     return f"{lines[0]} ({exits.explain_exit(code)})" if lines else exits.explain_exit(code)
-
-
-def _leave(code: int) -> NoReturn:
-    """End the process after Python-level clean-up, without tearing modules down.
-
-    An interpreter with torch loaded takes half a second for that, and threads of gloo and NCCL may abort in static destructors.
-    """
-    try:
-        threading._shutdown()  # type: ignore[attr-defined] # waits for the user's threads, as the end of any program does
-        atexit._run_exitfuncs()
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # closed by the user's code
-                stream.flush()
-        guards.libc.fflush(None)
-        os._exit(code)

@@ -44,22 +44,26 @@ class _Reads(dict[bytes, bytes]):
 
 @contextlib.contextmanager
 def _reads() -> Iterator[set[bytes]]:
-    """Yield the names of the environment that are looked for meanwhile."""
-    environ: Any = os.environ
-    theirs = getattr(environ, "_data", None)
+    """Yield the names of the environment that are looked for meanwhile, by `os.environ` or `os.environb`, which share their variables."""
+    views: list[Any] = [os.environ, os.environb]
+    theirs = getattr(os.environ, "_data", None)
     if not isinstance(theirs, dict):  # another Python than those that are known: nothing is noticed
         yield set()
         return
     reads = _Reads(theirs)
-    environ._data = reads
+    for view in views:
+        view._data = reads
     try:
         yield reads.names
     finally:
-        environ._data = dict(dict.items(reads))
+        theirs.clear()
+        theirs.update(dict.items(reads))
+        for view in views:
+            view._data = theirs
 
 
-def get_ready(modules: Sequence[str], preload: Sequence[str]) -> p.Readiness:
-    """Import what every rank needs, then what these ranks will probably need."""
+def get_ready(modules: Sequence[str]) -> p.Readiness:
+    """Import what every rank needs."""
     global _baseline  # noqa: PLW0603 - one process is one rank
     began = time.perf_counter()
     with _reads() as names, _without_collections():
@@ -67,8 +71,7 @@ def get_ready(modules: Sequence[str], preload: Sequence[str]) -> p.Readiness:
             importlib.import_module(module)
     _spare_libraries()
     _baseline = frozenset(sys.modules)
-    told = p.Readiness(import_s=time.perf_counter() - began, environment=_decoded(names))
-    return p.Readiness.of([told, load(preload)]) if preload else told
+    return p.Readiness(import_s=time.perf_counter() - began, environment=_decoded(names))
 
 
 def load(preload: Sequence[str]) -> p.Readiness:

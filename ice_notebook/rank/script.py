@@ -9,9 +9,10 @@ import signal
 import sys
 import types
 import zipfile
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from typing import Any, NoReturn
 
+from ice_notebook.bytecode import is_bytecode
 from ice_notebook.errors import ScriptError
 from ice_notebook.protocol import Script, ScriptKind
 
@@ -24,10 +25,7 @@ def run(script: Script, own_path: list[str]) -> None:
     sys.path[:] = [*_first_entry(script), *(script.path or own_path)]
     sys.argv = [script.target, *script.args]
     if script.kind is ScriptKind.FILE and not _is_container(script.target):
-        path = os.path.abspath(script.target)
-        with open(path, "rb") as file:
-            code = compile(file.read(), path, "exec", dont_inherit=True)
-        main = _make_main(path, None, SourceFileLoader("__main__", path))
+        code, main = _load_file(os.path.abspath(script.target))
     else:
         spec = _find_module(script)
         assert spec.loader is not None
@@ -38,6 +36,25 @@ def run(script: Script, own_path: list[str]) -> None:
             sys.argv[0] = str(spec.origin)
         main = _make_main(spec.origin, spec, spec.loader)
     exec(code, main)  # noqa: S102 - the user's script
+
+
+def _load_file(path: str) -> tuple[types.CodeType, dict[str, Any]]:
+    """Return the code of a script, and the globals of a fresh main module for it."""
+    if is_bytecode(path):
+        loader = SourcelessFileLoader("__main__", path)
+        code = loader.get_code("__main__")
+        assert code is not None
+        return code, _make_main(path, None, loader)
+    with open(path, "rb") as file:
+        return compile(file.read(), path, "exec", dont_inherit=True), _make_main(path, None, SourceFileLoader("__main__", path))
+
+
+def command_of(script: Script) -> list[str]:
+    """Return the command line by which Python runs a script or a module as a rank does."""
+    words = [script.target, *script.args]
+    if script.kind is ScriptKind.PROGRAM:
+        return words
+    return [sys.executable, "-u", *(["-m"] if script.kind is ScriptKind.MODULE else []), *words]
 
 
 def become(script: Script) -> NoReturn:

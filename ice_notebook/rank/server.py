@@ -5,20 +5,26 @@ A rank is forked twice, so that the agent, which adopts what is left behind, is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 import traceback
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import msgspec
 
-from ice_notebook import forks
+from ice_notebook import forks, title
 from ice_notebook import protocol as p
 from ice_notebook.frames import Channel
 from ice_notebook.rank import guards
 from ice_notebook.rank import main as rank
+
+FORK_WAIT_S = 5.0  # it forks within 20 ms; after so long it is stopped
+_DESCRIPTORS = 5
 
 
 class RankServer:
@@ -34,27 +40,35 @@ class RankServer:
                 ours.close()
                 guards.die_with_agent(agent_pid)
                 marker.change(name)
+                title.show(title.command_of("server"))
                 _Forks(Channel(theirs), agent_pid, readiness, marker).serve()
             finally:
                 os._exit(1)
         theirs.close()
         self._channel = Channel(ours)
 
-    def fork(self, settings: dict[str, Any], marker: str, descriptors: tuple[int, int, int]) -> int:
-        """Return the pid of a new rank, which has got these descriptors: of its socket, its terminal, and its pipe.
+    def fork(self, settings: dict[str, Any], marker: str, descriptors: Sequence[int]) -> int:
+        """Return the pid of a new rank, which has got these descriptors: of its sockets, its terminal, and its streams.
 
         Raises:
-            OSError: the server is gone, or cannot fork.
+            OSError: the server is gone, does not answer, or cannot fork.
         """
         self._channel.send("fork", marker=marker, settings=settings)
         self._channel.send_descriptors(descriptors)
         try:
-            fields = self._channel.receive().fields
+            fields = self._channel.receive(FORK_WAIT_S).fields
         except EOFError as error:
             raise OSError("the rank server is gone") from error
         if "error" in fields:
             raise OSError(fields["error"])
         return int(fields["pid"])
+
+    def close(self) -> None:
+        """End it. What it was asked for and has not done yet does not come any more."""
+        self._channel.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # our own child, not reaped yet
+        os.waitpid(self.pid, 0)
 
 
 class _Forks:
@@ -70,7 +84,7 @@ class _Forks:
         while True:
             try:
                 frame = self._agent.receive()
-                descriptors = self._agent.receive_descriptors(3)
+                descriptors = self._agent.receive_descriptors(_DESCRIPTORS)
             except (EOFError, OSError):
                 os._exit(0)
             try:
@@ -113,8 +127,8 @@ class _Forks:
         self._marker.change(marker)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
-        sock, terminal, acknowledge = descriptors
-        guards.write_to(terminal)
+        sock, terminal, asking, out, err = descriptors
+        guards.write_to(out, err)
         forks.reseed()
-        known = {**settings, "agent_pid": self._agent_pid, "socket": sock, "terminal": terminal, "acknowledge": acknowledge}
-        rank.serve(msgspec.convert(known, rank.Settings), [], self._readiness)
+        known = {**settings, "agent_pid": self._agent_pid, "socket": sock, "terminal": terminal, "asking": asking}
+        rank.serve(msgspec.convert(known, rank.Settings), [*sys.path], self._readiness)

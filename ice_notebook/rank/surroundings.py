@@ -6,7 +6,6 @@ import builtins
 import importlib.abc
 import importlib.machinery
 import json
-import linecache
 import os
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ice_notebook import context
+from ice_notebook.known_sources import know_sources
 from ice_notebook.processes import MARKER
 
 
@@ -56,22 +56,50 @@ def make_main_module() -> dict[str, Any]:
 
 
 def take_sources(path: str) -> dict[str, str]:
-    """Make the cells' texts known to tracebacks, inspect and torch.compile, and return what each file name is called in the notebook."""
+    """Make the cells' texts known in this process, and return what each file name is called in the notebook."""
     sources = json.loads(Path(path).read_bytes())
-    for file_name, (_, text) in sources.items():
-        # No modification time: linecache then never asks the file system about a file that does not exist.
-        linecache.cache[file_name] = (len(text), None, text.splitlines(keepends=True), file_name)
-    return {file_name: label for file_name, (label, _) in sources.items()}
+    know_sources({file_name: text for file_name, (_, text, *_) in sources.items()})
+    return {file_name: label for file_name, (label, *_) in sources.items()}
 
 
 def quiet_prompts() -> None:
-    """Have `breakpoint()` say a line and go on: there is nobody at the keyboard. `input()` meets an empty standard input by itself."""
+    """Have `breakpoint()` and `pdb.set_trace()` say a line and go on: there is nobody at the keyboard. `input()` meets an empty standard input by itself."""
+    sys.breakpointhook = lambda *_, **__: _ignore_stop("breakpoint()", sys._getframe(1))
+    if "bdb" in sys.modules:
+        _quiet_debuggers(sys.modules["bdb"])
+    else:
+        sys.meta_path.insert(0, _QuietDebuggers())
 
-    def breakpointhook(*_: object, **__: object) -> None:
-        where = sys._getframe(1)
-        print(f"breakpoint() at {where.f_code.co_name}, line {where.f_lineno}: ignored, a rank has no keyboard", file=sys.stderr)
 
-    sys.breakpointhook = breakpointhook
+def _ignore_stop(call: str, where: types.FrameType) -> None:
+    print(f"{call} at {where.f_code.co_name}, line {where.f_lineno}: ignored, a rank has no keyboard", file=sys.stderr)
+
+
+def _quiet_debuggers(bdb: Any) -> None:
+    """Let no debugger stop where the user's code asks for one: all that are written in Python are built on `bdb`."""
+
+    def set_trace(_: object, frame: types.FrameType | None = None, *__: object, **___: object) -> None:
+        _ignore_stop("set_trace()", frame or sys._getframe(1))
+
+    bdb.Bdb.set_trace = set_trace
+
+
+class _QuietDebuggers(importlib.abc.MetaPathFinder):
+    """Finds `bdb` where it is, and quiets it when it is imported."""
+
+    def find_spec(self, name: str, *_: object) -> importlib.machinery.ModuleSpec | None:
+        if name != "bdb":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: types.ModuleType) -> None:
+                load(module)
+                _quiet_debuggers(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def show_as_text() -> None:

@@ -11,7 +11,9 @@ must know is one snapshot in one synced trait. Messages from the page:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import queue
 import threading
 import time
 import traceback
@@ -28,7 +30,7 @@ from ice_notebook import holders, machine, notebook, picked
 from ice_notebook.errors import join
 from ice_notebook.holders import Use
 from ice_notebook.machine import Gpu, Inventory
-from ice_notebook.widgets.kernel import keep_subshell
+from ice_notebook.widgets.kernel import can_draw, keep_subshell, sendable
 from ice_notebook.widgets.picker_state import UNREAD, Selection, select, snapshot, status
 from ice_notebook.widgets.scripts import lean_module
 
@@ -88,7 +90,7 @@ class DevicePicker(anywidget.AnyWidget):
         self._source = source or ThisMachine()
         self._lock = threading.RLock()
         self._looks: dict[str, float] = {}  # until when somebody looks, by tab
-        self._wake = threading.Event()
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()  # the cell that wakes may be interrupted: an Event would break
         self._inventory = self._source.inventory()
         self._uses: Mapping[str, Use] = self._source.look(self._inventory.visible)
         self._read_at = time.time()
@@ -132,11 +134,11 @@ class DevicePicker(anywidget.AnyWidget):
         """End the widget and its readings."""
         with self._lock:
             self._looks.clear()
-        self._wake.set()
+        self._wakes.put(None)
         super().close()
 
     def _ipython_display_(self) -> None:
-        if not notebook.has_page():
+        if not can_draw():
             raise NotImplementedError  # IPython goes on to the text form
         self._look("", FIRST_LOOK_S)
         notebook.display(_Shown(self))
@@ -155,7 +157,7 @@ class DevicePicker(anywidget.AnyWidget):
     def _snapshot(self) -> dict[str, Any]:
         self._rev += 1
         return {
-            **snapshot(self._inventory, self._uses, self._selection),
+            **sendable(snapshot(self._inventory, self._uses, self._selection)),
             "label": self._source.label,
             "is_default": picked.chosen() is self,
             "taken": list(self._taken),
@@ -186,12 +188,14 @@ class DevicePicker(anywidget.AnyWidget):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._read_while_looked_at, name="ice-picker", daemon=True)
                 self._thread.start()
-        self._wake.set()
+        self._wakes.put(None)
 
     def _read_while_looked_at(self) -> None:
         while (pause := self._turn()) is not None:
-            self._wake.wait(pause)
-            self._wake.clear()
+            with contextlib.suppress(queue.Empty):
+                self._wakes.get(timeout=pause)
+            while not self._wakes.empty():
+                self._wakes.get()
 
     def _turn(self) -> float | None:
         """Take a reading and send it. Return the seconds until the next one, None when nobody looks any more."""
@@ -234,7 +238,7 @@ class DevicePicker(anywidget.AnyWidget):
         with self._lock:
             self._looks.pop(str(content["tab"]), None)
             self._looks.pop("", None)  # a page was heard: the first look has done its work
-        self._wake.set()
+        self._wakes.put(None)
 
     def _picked(self, content: Mapping[str, Any]) -> None:
         with self._lock:

@@ -1,11 +1,17 @@
-"""What a widget needs of the kernel that it lives in."""
+"""What a widget needs of the kernel that it lives in, and of the texts that it sends."""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import sys
+from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
+
+from ice_notebook import notebook
+from ice_notebook.errors import printable
 
 
 def kernel_id() -> str:
@@ -26,6 +32,34 @@ def _kernel_id() -> str:
     return found[1] if found else ""
 
 
+def can_draw() -> bool:
+    """Return whether there is a page, and it is likely to draw our widgets."""
+    return notebook.has_page() and not why_no_panel()
+
+
+def why_no_panel() -> str:
+    """Return why no page is likely to draw our widgets; empty when nothing speaks against it.
+
+    A kernel cannot ask its page: one that does not know the versions of a widget shows an error in its place, and says nothing to the kernel.
+    """
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch":
+        return "Kaggle runs this notebook as a whole, without a page"
+    if "google.colab.output" in sys.modules:
+        return ""  # its page fetches the widgets of any version; anywidget asks it to
+    kernels, pages = _version("ipywidgets"), _version("jupyterlab_widgets")
+    if kernels.startswith("7.") and pages.startswith("3."):
+        return f"this kernel has ipywidgets {kernels}, and JupyterLab has jupyterlab_widgets {pages}, which is for ipywidgets 8"
+    return ""
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def keep_subshell(comm: Any) -> None:
     """Let a page's messages be handled on the subshell that the page chose, so that a click is heard while a cell runs.
 
@@ -34,3 +68,12 @@ def keep_subshell(comm: Any) -> None:
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda _data, chosen: chosen
+
+
+def sendable(content: Any) -> Any:
+    """Return plain JSON with every text as a page can take it: a server drops a message with a byte that is no UTF-8."""
+    if isinstance(content, str):
+        return printable(content)
+    if isinstance(content, Mapping):
+        return {key: sendable(value) for key, value in content.items()}
+    return [sendable(value) for value in content] if isinstance(content, list | tuple) else content

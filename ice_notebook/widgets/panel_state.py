@@ -10,7 +10,16 @@ from typing import Any
 
 from ice_notebook.errors import join
 from ice_notebook.protocol import Failure, Plan
-from ice_notebook.report import cause_of, is_echo, join_command, reach_sentence, root_of, shown_phase, waiting_sentence
+from ice_notebook.report import (
+    cause_of,
+    is_echo,
+    join_command,
+    loss_sentences,
+    reach_sentence,
+    root_of,
+    shown_phase,
+    waiting_sentence,
+)
 from ice_notebook.state import Attempt, Phase, RankPhase, RankState, RunState
 
 VALUE_CHARACTERS = 4_000
@@ -63,7 +72,14 @@ def _devices(plan: Plan) -> str:
 
 
 def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
-    """Return the one sentence that stands out: what went wrong, or what is being done about it."""
+    """Return what stands out: what went wrong or is being done about it, and what is missing in the log files."""
+    found = _banner(plan, state)
+    if not (losses := [_sentence(line) for line in loss_sentences(state)]):
+        return found
+    return {"kind": found["kind"] if found else "lost", "text": "\n".join([*([found["text"]] if found else []), *losses])}
+
+
+def _banner(plan: Plan, state: RunState) -> dict[str, str] | None:
     attempt = state.attempt
     before = state.attempts[-2] if len(state.attempts) > 1 else None
     if state.phase is Phase.FAILED:
@@ -81,6 +97,8 @@ def banner(plan: Plan, state: RunState) -> dict[str, str] | None:
     if waiting := waiting_sentence(plan, state):
         more = " ".join(_sentence(text) for text in (reach_sentence(state), *state.refused[-1:]) if text)
         command = join_command(plan, state)  # a line of its own, which three clicks choose
+        if not command:  # nodes that are each started by hand
+            return {"kind": "restarting", "text": _sentence(waiting)}
         return {"kind": "restarting", "text": f"{_sentence(waiting)} On each other node run:\n{command}\n{more}".strip()}
     if before is not None and not state.phase.is_final:
         return {"kind": "restarting", "text": f"Attempt {len(state.attempts)}: {_left(before)}. All ranks were started again."}

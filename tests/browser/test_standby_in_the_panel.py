@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness import wait_until
 
 LAUNCH = 60.0  # seconds for ranks to get ready
-TRAINS = """%%elastic_launch devices=cpu:0-1 -o run{options}
+TRAINS = """%%elastic_launch devices=cpu:0 -o run{options}
 def train():
     import sympy, time
     print("at work")
@@ -15,6 +15,7 @@ def train():
 AT_LEISURE = "__import__('ice_notebook.cores').cores.Leisure.look = lambda _: 1"  # also beside other tests
 # However quick this machine is with an import.
 SAYS_ALL = "__import__('ice_notebook.widgets.panel_state').widgets.panel_state.WORTH_SAYING_S = 0.0"
+TWO_SETS = "__import__('ice_notebook.pool').pool.MOST_SETS = 2"
 IS_READY = "__import__('ice_notebook.pool').pool.pool().describe()"
 
 
@@ -28,7 +29,7 @@ def wait_ready(page, *words):
 
 def test_a_warm_start_is_silent_a_cold_one_gives_its_reason_and_what_was_preloaded_is_told(open_notebook):
     page = open_notebook(
-        f"%load_ext ice_notebook\n{AT_LEISURE}\n{SAYS_ALL}\n%elastic_standby 2",
+        f"%load_ext ice_notebook\n{AT_LEISURE}\n{SAYS_ALL}\n{TWO_SETS}\n%elastic_standby 1",
         TRAINS.format(options=""),
         TRAINS.format(options=" env=PYTHONHASHSEED=7"),
         "%elastic_standby off",
@@ -41,7 +42,7 @@ def test_a_warm_start_is_silent_a_cold_one_gives_its_reason_and_what_was_preload
         (1, "standby", "preloaded"),
     ):
         if told == "preloaded":
-            page.execute("%elastic_standby 2")
+            page.execute("%elastic_standby 1")
             wait_ready(page, "sympy loaded")
         page.run_cell(cell, wait=False)
         panel = page.panel(cell)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
 
 import pytest
-from support import left_of
+from support import HANG_S, left_of, wait_printed
 
-from ice_notebook import RunFailed
+from ice_notebook import ElasticLauncher, RunFailed
+from ice_notebook.store import RunFolder
 
 
 class Strange(Exception):
@@ -149,6 +152,66 @@ def test_the_root_cause_is_the_rank_that_failed_although_its_siblings_lose_their
     with pytest.raises(RunFailed):
         run.results[0]
     assert left_of(run.plan.marker) == []
+
+
+def test_an_interrupt_that_the_run_did_not_send_is_a_failure_and_uses_a_restart(start):
+    def work(launcher):
+        import time
+
+        if launcher.restart_count == 0:
+            print("ready")
+            time.sleep(10_000)
+        return launcher.rank
+
+    run = start(work, ElasticLauncher(), dist_init="no", max_restarts=1)
+    wait_printed(run, "ready")
+    os.kill(run.state.ranks[1].pid, signal.SIGINT)
+    assert run.wait(HANG_S)
+    assert (run.phase, run.restarts, dict(run.results)) == ("succeeded", 1, {0: 0, 1: 1})
+    assert "restart 1: rank 1: interrupted by a SIGINT from outside the run" in repr(run)
+    printed = run.output(1, attempt=0)
+    assert "time.sleep(10_000)" in printed
+    assert "_on_interrupt" not in printed
+
+
+def test_ranks_that_interrupt_themselves_fail_the_run(launch):
+    def work():
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run = launch(work, dist_init="no")
+    assert (run.phase, {rank.value for rank in run.state.ranks.values()}) == ("failed", {None})
+    with pytest.raises(RunFailed, match="interrupted by a SIGINT"):
+        run.result()
+
+
+def test_a_process_that_a_function_forks_speaks_for_itself_alone(launch):
+    def work():
+        import os
+        import sys
+
+        def leave():
+            sys.exit(3)
+
+        def fail():
+            raise RuntimeError("in the child")
+
+        def end_of(act):
+            pid = os.fork()
+            if pid == 0:
+                act()
+                return "the child"
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        return [end_of(act) for act in (leave, fail, int)]
+
+    run = launch(work, n=1, dist_init="no")
+    assert run.result() == [3, 1, 0]
+    assert "in fail\n" in run.output(0)
+    assert "RuntimeError: in the child" in run.output(0)
+    assert "rank/main.py" not in run.output(0)
 
 
 def test_siblings_that_do_not_end_by_themselves_are_terminated_without_being_asked(launch):
@@ -331,7 +394,10 @@ def test_a_torch_that_does_not_start_its_workers_through_start_processes_is_noti
     )
     agent = IceAgent(plan, None)
     monkeypatch.setattr(LocalElasticAgent, "_start_workers", lambda self, group: {0: 1, 1: 2})
-    with pytest.raises(RuntimeError, match=r"torch did not start its workers through local_elastic_agent\.start_processes"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"torch 2\.\S+ is not as this version of ice_notebook knows it: local_elastic_agent\.start_processes is new, gone, or not used",
+    ):
         agent._start_workers(agent.get_worker_group())
 
 
@@ -343,4 +409,21 @@ def test_a_fault_of_the_agent_is_told_as_such_and_leaves_nothing(launch, tmp_pat
     run = launch(lambda: 1, n=1, dist_init="no", env={"PYTHONPATH": str(tmp_path)}, start_method="spawn", standby="off")
     assert run.phase == "failed"
     assert str(run.exception()).startswith("the agent failed: "), run
+    assert left_of(run.plan.marker) == []
+
+
+# ---- what the run is kept in -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_folder_is_gone_before_it_begins_says_so_and_leaves_nothing(launch, monkeypatch):
+    written = RunFolder.write_plan
+
+    def write_and_remove(self, plan):
+        written(self, plan)
+        shutil.rmtree(self.path)
+
+    monkeypatch.setattr(RunFolder, "write_plan", write_and_remove)
+    run = launch(lambda: None, dist_init="no")
+    assert run.phase == "failed"
+    assert run.state.end_reason == "the run folder cannot be written: No such file or directory"
     assert left_of(run.plan.marker) == []

@@ -58,15 +58,17 @@ class Seen:
 
     status: int
     shown: str
+    out: str
+    err: str
     seen: dict[str, dict[str, Any]]  # by rank and restart: 1.0
     folder: Path
 
 
 @pytest.fixture
 def launched(tmp_path: Path):
-    """Return `launched(*words, theirs="torchrun", more=())`, which launches in a folder with scripts, by them and at the same time by us.
+    """Return `launched(*words, theirs="torchrun", more=(), **variables)`, which launches in a folder with scripts, by them and at the same time by us.
 
-    It waits, and returns what became of theirs and of ours. `more` words are for ours alone.
+    It waits, and returns what became of theirs and of ours. `more` words are for ours alone; `variables` are set in the environment of both.
     """
     work = tmp_path / "work"
     package = work / "package"
@@ -77,19 +79,19 @@ def launched(tmp_path: Path):
     (package / "look.py").write_text(LOOK)
     (package / "__main__.py").write_text(LOOK)
 
-    def launch(by: str, words: Sequence[str]) -> Seen:
+    def launch(by: str, words: Sequence[str], variables: dict[str, str]) -> Seen:
         folder = tmp_path / by
         folder.mkdir()
         command = [sys.executable, *LAUNCHERS[by], "--log-dir", str(folder / "logs"), *words]
-        environment = {**os.environ, "SEEN": str(folder)}
+        environment = {**os.environ, "SEEN": str(folder), **variables}
         environment.pop("OMP_NUM_THREADS", None)
         done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
         seen = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-        return Seen(done.returncode, done.stdout + done.stderr, seen, folder)
+        return Seen(done.returncode, done.stdout + done.stderr, done.stdout, done.stderr, seen, folder)
 
-    def launch_both(*words: str, theirs: str = "torchrun", more: Sequence[str] = ()) -> tuple[Seen, Seen]:
+    def launch_both(*words: str, theirs: str = "torchrun", more: Sequence[str] = (), **variables: str) -> tuple[Seen, Seen]:
         with ThreadPoolExecutor(2) as threads:
-            return tuple(threads.map(launch, (theirs, "ice_notebook"), (words, [*more, *words])))
+            return tuple(threads.map(launch, (theirs, "ice_notebook"), (words, [*more, *words]), (variables, variables)))
 
     return launch_both
 
@@ -127,7 +129,7 @@ def test_a_script_finds_what_it_finds_under_torchrun(launched, words):
         assert without_environment(seen) == without_environment(expected)
         assert set(seen["environment"]) >= set(expected["environment"]) - {"TORCHELASTIC_SIGNALS_TO_HANDLE"}
         assert all(
-            key.startswith("ICE_NOTEBOOK_") or key.endswith("_SOCKET_IFNAME")
+            key.startswith("ICE_NOTEBOOK_") or key.endswith(("_SOCKET_IFNAME", "PAGER"))
             for key in set(seen["environment"]) - set(expected["environment"])
         )
 
@@ -192,6 +194,30 @@ def std_of(text: str, rank: int) -> int:
 
 def said(seen: Seen) -> list[str]:
     return sorted(re.findall(r"(?:out|err) of \d", seen.shown))
+
+
+def test_what_public_command_lines_write_means_what_it_means_to_torchrun(launched):
+    words = ["--nnode=1", "--node_rank=0", "--master_addr=localhost", "--local_addr=localhost", "--redirect", "0", "--tee", "3"]
+    words += ["--local-ranks-filter", "1", "--role", "rank", "--shutdown-timeout", "7", "talk.py"]
+    template = "[${role_name}${local_rank}|${rank}|$x]: "
+    theirs, ours = launched(*words, PET_NPROC_PER_NODE="2", TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE=template)
+    assert (ours.status, theirs.status) == (0, 0), ours.shown + theirs.shown
+    assert (theirs.out, theirs.err.splitlines()[-1:]) == ("[rank1|1|$x]: out of 1\n", ["[rank1|1|$x]: err of 1"])
+    assert (ours.out.splitlines()[1:-1], ours.err) == (["[rank1|1|$x]: out of 1"], "[rank1|1|$x]: err of 1\n")
+
+
+def test_what_differs_from_torchrun_is_what_the_page_says(launched):
+    # Ranks stand before lines; the interpreter is not taken from PYTHON_EXEC; pagers are cat; networks' interfaces are set.
+    theirs, ours = launched("--nproc-per-node", "1", "look.py", PYTHON_EXEC="/bin/false", PAGER="")
+    assert (theirs.status != 0, ours.status) == (True, 0)
+    ours_alone = ours.seen["0.0"]["environment"]
+    assert {name: ours_alone[name] for name in ("GIT_PAGER", "PAGER", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")} == {
+        "GIT_PAGER": "cat",
+        "PAGER": "",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    assert not theirs.seen
 
 
 @pytest.mark.parametrize("count", ["1", "3", "cpu", "gpu", "auto"])

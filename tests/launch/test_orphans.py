@@ -71,7 +71,7 @@ class Launched:
 
     @property
     def agent_pid(self) -> int:
-        return self.folder.read_events()[0].agent_pid
+        return self.folder.read_events()[0].agent.pid
 
     def is_gone(self) -> bool:
         return not left_of(self.marker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 from support import HANG_S, Kernel, left_of, wait_printed, wait_until
 
 from ice_notebook import agents, processes
+from ice_notebook.inherited import EXPENDABLE
 from ice_notebook.planning import make_preparation
 from ice_notebook.pool import MEMORY_SHARE, RANK_BYTES, Pool, pool
 from ice_notebook.protocol import RankReplaced, RunBegun
@@ -103,6 +105,49 @@ def test_more_sets_follow_as_far_as_memory_allows(launch, standby, monkeypatch):
     room = 2 * 3 * RANK_BYTES / MEMORY_SHARE  # for two sets of an agent and two ranks
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=room - 3 * 3 * RANK_BYTES))
     assert pool()._most_sets() == 2
+
+
+def surroundings() -> dict[str, Any]:
+    import os
+    import resource
+
+    with open("/proc/self/oom_score_adj") as adjustment:
+        return {
+            "limit": resource.getrlimit(resource.RLIMIT_NOFILE),
+            "nice": sorted({os.getpriority(os.PRIO_PROCESS, int(task)) for task in os.listdir("/proc/self/task")}),
+            "cpus": sorted(os.sched_getaffinity(0)),
+            "oom_score_adj": int(adjustment.read()),
+        }
+
+
+def test_limits_and_niceness_of_the_launch_reach_ranks_that_stand_by_and_processors_start_cold(launch, standby):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    cpus, nice = os.sched_getaffinity(0), os.getpriority(os.PRIO_PROCESS, 0)
+    with open("/proc/self/oom_score_adj") as adjustment:
+        own = int(adjustment.read())
+    standby(1)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(900, soft), hard))
+        os.setpriority(os.PRIO_PROCESS, 0, nice + 3)
+        run = launch(surroundings, n=1, dist_init="no")
+        assert run.phase == "succeeded", run
+        assert start_of(run) == ["standby"]
+        found = run.results[0]
+        assert found["limit"] == (min(900, soft), hard)
+        assert found["nice"] == [nice + 3], "of all threads"
+        assert found["oom_score_adj"] == min(1000, own + EXPENDABLE)
+        wait_until(is_ready)
+        os.sched_setaffinity(0, {min(cpus)})
+        run = launch(surroundings, n=1, dist_init="no")
+        assert run.phase == "succeeded", run
+        assert run.plan.start_note == "the processors that it may use changed"
+        assert run.results[0]["cpus"] == [min(cpus)]
+        assert run.results[0]["limit"] == (min(900, soft), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.sched_setaffinity(0, cpus)
+        if os.geteuid() == 0:
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
 
 
 # ---- dead, deaf, stopped -------------------------------------------------------------------------------------------------------------------
@@ -258,6 +303,7 @@ def test_what_torch_has_functions_for_is_told_to_it(launch, standby):
 
 
 def test_another_torch_on_the_module_path_makes_a_cold_start(launch, standby, tmp_path, monkeypatch):
+    monkeypatch.setattr("ice_notebook.boot.pinned", lambda _path: {})  # as where numpy is not loaded
     standby(1)
     (tmp_path / "numpy.py").write_text("raise ImportError('not a numpy')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -311,10 +357,10 @@ def test_beside_a_run_as_many_get_ready_at_a_time_as_cores_are_idle_and_after_it
     standing = standby()
     run = start(wait_for_ever, preload="takes_its_time")
     wait_until(slow.begun.read_text)
-    assert len(ranks_of(standing)) == 1
+    assert len(ranks_of(standing)) == 2
+    assert slow.begun.read_text() == "+"
     run.kill()
     wait_until(lambda: slow.begun.read_text() == "++")
-    assert len(ranks_of(standing)) == 2
     slow.gate.touch()
     wait_until(is_ready)
 
@@ -326,19 +372,21 @@ def test_what_gets_ready_rests_while_a_launch_may_need_the_cores(start, standby,
     standing = standby(n)
     wait_until(lambda: len(standing._sets) == 2)
     runs = [start(wait_for_ever, n=n, preload="takes_its_time")]
-    wait_until(slow.begun.read_text)  # one set is ready, and a rank of another gets ready
+    wait_until(slow.begun.read_text)  # one set is ready, and a rank of another imports more
     slow.idle = 0
     runs.append(start(wait_for_ever, n=n, preload="takes_its_time"))
     assert wait_until(lambda: start_of(runs[1])) == ["standby"]
-    [rank] = ranks_of(standing)
-    wait_until(lambda: is_stopped(rank))
+    [rank] = wait_until(lambda: [each for each in ranks_of(standing) if is_stopped(each)])
     if then == "leisure":
         slow.idle = 1
         wait_until(lambda: not is_stopped(rank))
         assert slow.begun.read_text() == "+"
-        last = start(who)
-        wait_until(lambda: slow.begun.read_text() == "++")
+        cold = start(who, n=n)
+        assert cold.wait(HANG_S)
+        assert cold.plan.start_note == "what stands by was importing takes_its_time"  # and it was not waited for
         slow.gate.touch()
+        wait_until(lambda: any(each.is_idle and each.readiness.preloaded for each in standing._sets))
+        last = start(who, n=n)
         assert last.wait(HANG_S)
         assert rank in {pid for pid, _ in last.results.values()}, last
     elif then == "the end of the run":
@@ -457,15 +505,66 @@ def test_forked_ranks_fail_stop_and_restart_like_others(launch, start, standby):
     assert left_of(run.plan.marker) == []
 
 
+A_THREAD = "import threading, time\nthreading.Thread(target=time.sleep, args=[10000], daemon=True).start()\n"
+
+
 def test_a_fork_server_with_a_thread_is_not_used(launch, standby, tmp_path, monkeypatch):
-    (tmp_path / "with_a_thread.py").write_text(
-        "import threading, time\nthreading.Thread(target=time.sleep, args=[10000], daemon=True).start()\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    run = launch(who, n=1, start_method="forkserver", preload="with_a_thread")
+    (tmp_path / "sitecustomize.py").write_text(A_THREAD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    run = launch(who, n=1, start_method="forkserver")
     assert run.phase == "succeeded", run
     assert run.state.start_note.startswith("fork server not used: a thread runs in it")
     assert start_of(run) == ["cold"]
+
+
+def test_a_package_that_leaves_a_thread_is_not_preloaded_and_forking_goes_on(launch, standby, tmp_path, monkeypatch):
+    (tmp_path / "with_a_thread.py").write_text(A_THREAD)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert start_of(launch(who, n=1, start_method="forkserver", preload="with_a_thread")) == ["forked"]
+    wait_until(lambda: pool()._refused)
+    assert pool()._refused["with_a_thread"].startswith("a thread runs in it")
+    assert pool()._server is not None
+    assert pool()._server.is_forking
+
+
+def server_pid() -> int:
+    """Return the process of the fork server."""
+    server = pool()._server
+    assert server is not None
+    return server._process._process.pid
+
+
+@pytest.fixture
+def stopped_server(launch, standby) -> None:
+    """Have a fork server that nothing waits for, and that does not answer."""
+    launch(who, n=1, start_method="forkserver", preload="no")  # no other server follows
+    wait_until(is_ready)  # nor is a set to be forked, which would find out
+    os.kill(server_pid(), signal.SIGSTOP)
+
+
+def test_what_waits_for_a_fork_server_that_does_not_answer_can_be_stopped(start, stopped_server):
+    run = start(who, n=1, start_method="forkserver", standby="off")
+    run.stop()
+    assert run.wait(HANG_S)
+    assert (run.phase, left_of(run.plan.marker)) == ("stopped", [])
+
+
+def test_a_fork_server_that_does_not_answer_is_replaced(launch, stopped_server, monkeypatch):
+    monkeypatch.setattr("ice_notebook.agents.FORK_WAIT_S", 0.2)
+    run = launch(who, n=1, start_method="forkserver", standby="off")
+    assert (run.phase, start_of(run)) == ("succeeded", ["cold"])
+    assert run.state.start_note == "fork server not used: it did not answer"
+
+
+def test_a_rank_server_that_was_killed_costs_no_launch(launch, standby):
+    launch(who, n=1, start_method="forkserver")
+    wait_until(is_ready)
+    marker = pool()._sets[0].preparation.marker
+    [rank_server] = [pid for pid in left_of(marker) if processes._carried(pid) == f"{marker}:server"]
+    os.kill(rank_server, signal.SIGKILL)
+    run = launch(who, n=3, start_method="forkserver")
+    assert (run.phase, run.plan.marker) == ("succeeded", marker)
+    assert {rank for _, rank in run.results.values()} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -478,10 +577,8 @@ def test_a_fork_server_that_dies_takes_no_run_along(start, launch, standby, numb
 
     run = start(work, start_method="forkserver")
     wait_printed(run, "at work")
-    server = pool()._server
-    assert server is not None
-    server._process.send_signal(number)
-    server._process.wait()
+    os.kill(server_pid(), number)
+    wait_until(lambda: pool()._server is None or pool()._server.has_ended())
     assert launch(who, start_method="forkserver").phase == "succeeded"
     assert run.phase == "running"
     run.stop()
@@ -493,16 +590,15 @@ def test_an_agent_that_the_fork_server_has_yet_to_fork_is_waited_for(start, laun
     """The server imports what ranks have imported, say: nothing is wrong with what waits for it."""
     launch(who, start_method="forkserver")
     wait_until(is_ready)
-    server = pool()._server
-    assert server is not None
-    server._process.send_signal(signal.SIGSTOP)
+    server = server_pid()
+    os.kill(server, signal.SIGSTOP)
     try:
         assert launch(who, start_method="forkserver").phase == "succeeded"
         wait_until(lambda: len(pool()._sets) == 1)
         waiting = pool()._sets[0]
         run = start(who, start_method="forkserver")
     finally:
-        server._process.send_signal(signal.SIGCONT)
+        os.kill(server, signal.SIGCONT)
     assert run.wait(HANG_S)
     assert (run.phase, run.plan.marker) == ("succeeded", waiting.preparation.marker)
 
@@ -607,6 +703,24 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 def test_nothing_stands_by_longer_than_its_kernel(kernel, end):
     markers = standing_by(kernel)
     end(kernel)
+    for marker in markers:
+        wait_until(lambda marker=marker: not left_of(marker))
+
+
+# Whatever else this machine does, and with one set.
+AT_LEISURE = "from ice_notebook import cores, pool\ncores.Leisure.look = lambda _: 1\npool.MOST_SETS = 1"
+SERVERS = """(lambda server: [server.preparation.marker] if server is not None and server.is_forking else [])(
+    __import__('ice_notebook.pool').pool.pool()._server
+)"""
+
+
+def test_helpers_that_are_stopped_end_with_their_kernel(kernel):
+    kernel.run(AT_LEISURE)
+    markers = standing_by(kernel) + wait_until(lambda: kernel.value(SERVERS))  # up, and holding on to their lifeline
+    pids = [pid for marker in markers for pid in wait_until(lambda marker=marker: left_of(marker))]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(kernel.pid, signal.SIGKILL)
     for marker in markers:
         wait_until(lambda marker=marker: not left_of(marker))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ice_notebook.run import Run
 KERNELS_OWN = ("MPLBACKEND", "FORCE_COLOR", "CLICOLOR", "PAGER", "GIT_PAGER", "JPY_PARENT_PID", "TERM")
 
 DEFINITIONS = """
-import os, sys
+import functools, os, pdb, sys, typing, warnings
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,13 +32,33 @@ class Numbers(Dataset):
     def __len__(self):
         return 2
     def __getitem__(self, index):
-        return Item(double(index))
+        return Item(cached_double(Index(index)))
+
+Index = typing.NewType("Index", int)
+
+@functools.lru_cache
+def cached_double(x):
+    return double(x)
 
 def double(x):
     return 2 * x  # the comment is part of the source
 
 def put_item(queue, n):
-    queue.put(Item(double(n)))
+    import inspect
+    queue.put(Item((double(n), inspect.getsource(double))))
+
+def is_notebook():
+    try:
+        return "IPKernelApp" in get_ipython().config
+    except NameError:
+        return False
+
+def run_in_shell(word):
+    printed = !echo {word} and $folder_of_base
+    !echo printed by a line in a function
+    return printed
+
+folder_of_base = "base"
 
 def only(batch):
     return batch[0]
@@ -64,6 +85,15 @@ def look_around():
         process.join(60)
         found["process", method] = (isinstance(item, Item), item.n, process.exitcode)
 
+    found["shell"] = run_in_shell("word")
+    found["notebook"] = is_notebook()
+    found["libraries"] = hasattr(__import__("builtins"), "get_ipython")
+    if launcher.rank == 1:
+        exit(3)
+    with open(os.devnull, "w") as sink:
+        found["open"] = open is __import__("builtins").open
+    warnings.warn("said by a cell")
+
     found["environment"] = dict(os.environ)
     found["folder"] = os.getcwd()
     import beside
@@ -77,6 +107,7 @@ def look_around():
         except EOFError:
             found.setdefault("end of input", []).append(True)
     breakpoint()
+    pdb.set_trace()
     count = "head -c 1 /dev/tty | wc -c"
     found["terminal"] = subprocess.run(count, shell=True, stdout=subprocess.PIPE, timeout=60).stdout
     # A job in the background of a terminal is stopped when it reads from it or changes it, unless it is told not to mind.
@@ -147,8 +178,22 @@ def test_main_is_a_clean_module_without_a_file_that_holds_the_cells_names(seen):
 
 
 def test_command_line_is_that_of_a_program_without_arguments(seen):
-    assert seen["argv"] == [""]
+    assert seen["argv"] == ["cell"], "a name that is a path: libraries look for files beside it"
     assert seen["arguments"] == {}, "argparse must not meet the kernel's or the rank's own arguments"
+
+
+def test_names_that_ipython_gives_to_notebooks_are_the_ranks_own(seen):
+    assert seen["open"] is True
+    assert (seen["notebook"], seen["libraries"]) == (False, False), "what asks whether it is in a notebook is not"
+
+
+def test_lines_for_the_shell_work_in_functions_of_any_cell(seen, printed):
+    assert seen["shell"] == ["word and base"]
+    assert "printed by a line in a function" in printed.splitlines()
+
+
+def test_a_warning_names_the_cell(printed):
+    assert re.search(r"^Cell In\[\d+\]:\d+: UserWarning: said by a cell$", printed, re.MULTILINE), printed
 
 
 def test_torch_compile_works_on_a_function_of_a_cell(seen):
@@ -166,14 +211,17 @@ def test_data_loader_workers_load_a_cells_dataset_and_return_objects_of_a_cells_
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_processes_that_do_not_fork_run_a_cells_function(seen, method):
-    assert seen["process", method] == (True, 42, 0)
+    is_item, (doubled, source), exit_code = seen["process", method]
+    assert (is_item, doubled, exit_code) == (True, 42, 0)
+    assert source == seen["source"], "what a rank starts knows the cells as well"
 
 
 def test_what_ipykernel_puts_into_its_environment_for_itself_stays_there(cells, seen):
     kernels = cells.value("dict(os.environ)")
     assert set(KERNELS_OWN) <= set(kernels), "ipykernel has changed: nothing to be kept out"
     ranks = seen["environment"]
-    assert set(KERNELS_OWN) & set(ranks) == {"MPLBACKEND", "TERM"}
+    assert set(KERNELS_OWN) & set(ranks) == {"MPLBACKEND", "TERM", "PAGER", "GIT_PAGER"}
+    assert {ranks[name] for name in ("PAGER", "GIT_PAGER", "MANPAGER", "SYSTEMD_PAGER")} == {"cat"}, "nobody turns pages in a rank"
     assert ranks["MPLBACKEND"] == "Agg"
     assert ranks["TERM"] == "xterm-256color"
     assert not [name for name in ranks if name.startswith(("JPY_", "PYDEVD_"))]
@@ -195,10 +243,11 @@ def test_input_and_getpass_meet_the_end_of_the_input(seen):
     assert seen["end of input"] == [True, True]
 
 
-def test_breakpoint_prints_one_line_and_goes_on(printed):
-    lines = [line for line in printed.splitlines() if "breakpoint" in line]
-    assert len(lines) == 1
-    assert "look_around" in lines[0]
+def test_breakpoint_and_pdb_print_one_line_and_go_on(printed):
+    for call in ("breakpoint()", "set_trace()"):
+        lines = [line for line in printed.splitlines() if call in line]
+        assert len(lines) == 1
+        assert "look_around" in lines[0]
 
 
 def test_nothing_waits_for_a_key_on_the_terminal(seen):

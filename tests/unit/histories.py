@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from ice_notebook import protocol as p
+from ice_notebook.identities import Identity
 from ice_notebook.state import RunState
 
 SOURCE = (
@@ -35,12 +36,16 @@ def plan(world_size: int = 2, **changes: Any) -> p.Plan:
         "sys_path": ("/home/someone",),
         "umask": 0o22,
         "kernel_pid": 4711,
-        "kernel_started": 1.5,
         **changes,
     }
     # The others are paths and names that nothing but an agent reads.
     paths = {f.name: f"/home/someone/{f.name}" for f in msgspec.structs.fields(p.Plan) if f.required and f.name not in settled}
     return msgspec.convert({**paths, **msgspec.to_builtins(settled)}, p.Plan)
+
+
+def identity(pid: int, started: int = 3) -> Identity:
+    """A process of some other machine."""
+    return Identity(pid=pid, started=started, boot="of a machine", namespace="of it", host="box/1")
 
 
 class History:
@@ -53,7 +58,7 @@ class History:
         self.start = start
         self.events: list[Any] = []
         self._replayed = (0, RunState())
-        self.add(p.RunBegun, agent_pid=555, agent_started=3.0)
+        self.add(p.RunBegun, agent=identity(555))
 
     def add(self, kind: Any, /, **fields: Any) -> History:
         self.events.append(kind(at=self.start + next(self.clock) / 10, **fields))
@@ -85,6 +90,10 @@ class History:
 
     def exits(self, rank: int, exit_code: int = 0, note: str = "") -> History:
         return self.add(p.RankExited, attempt=self.attempt, rank=rank, exit_code=exit_code, note=note)
+
+    def loses_output(self, rank: int, size_bytes: int) -> History:
+        reason = "No space left on device"
+        return self.add(p.OutputLost, attempt=self.attempt, rank=rank, size_bytes=size_bytes, reason=reason)
 
     def group_fails(self, root: int, *, restarting: bool = False) -> History:
         return self.add(p.AttemptFailed, attempt=self.attempt, root=root, restarting=restarting)

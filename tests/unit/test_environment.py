@@ -18,7 +18,8 @@ KERNELS = {
     "PYDEVD_USE_FRAME_EVAL": "NO",
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }
-ADDED = {"TERM": "xterm-256color", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+PAGERS = dict.fromkeys(("PAGER", "GIT_PAGER", "MANPAGER", "SYSTEMD_PAGER"), "cat")
+ADDED = {"TERM": "xterm-256color", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", **PAGERS}
 
 
 def of(environment: dict[str, str], n_ranks: int = 1, omp_num_threads: int | None = None, **extra: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from ice_notebook.exits import _MEANINGS, explain_exit
+from ice_notebook.exits import _MEANINGS, explain_exit, status_of_exit
 
 
 def test_a_kill_for_want_of_memory_says_so() -> None:
@@ -39,3 +39,14 @@ def test_every_explained_signal_exists_and_is_one_line() -> None:
 def test_an_exit_code_is_named_and_0_is_explained() -> None:
     assert explain_exit(3) == "left with exit code 3"
     assert explain_exit(0) == "left with exit code 0 without returning a value (os._exit, or an exit in native code)"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        (None, 0), (0, 0), (False, 0), (256, 0), (True, 1), (7, 7), (-1, 255), (-9, 247), (300, 44), (2**70, 255), (-(2**70), 255),
+        ("no data", 1), ("", 1), (0.0, 1), ([], 1), ({"a": 1}, 1),
+    ],
+)  # fmt: skip
+def test_an_exit_leaves_with_the_status_that_python_gives(code: object, status: int) -> None:
+    assert status_of_exit(code) == status

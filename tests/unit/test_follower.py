@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import SimpleNamespace
 
 import pytest
+from histories import History, plan, succeeded
 
 from ice_notebook import protocol as p
-from ice_notebook.follower import END_BYTES, GATHER_S, Follower, Pace
+from ice_notebook.follower import GATHER_S, Follower, Pace
 from ice_notebook.frames import Frame
+from ice_notebook.log_files import END_BYTES
 from ice_notebook.logs import RunLogs
+from ice_notebook.run import Run
 from ice_notebook.store import RunFolder
 
 
@@ -85,10 +89,37 @@ def test_a_ranks_last_words_are_shown_although_the_agent_could_not_send_them(tmp
     assert len(rest) < END_BYTES or chunks[-1].first > 2, "and those that are not shown are a gap"
 
 
+def test_a_run_whose_agent_did_not_wait_for_us_ended_as_its_journal_says_with_all_it_printed(tmp_path):
+    history = succeeded(["1", "2"])
+    (tmp_path / "events.jsonl").write_bytes(history.journal)
+    run = Run(plan(2, folder=str(tmp_path), payload=str(tmp_path / "payload")), RunFolder(tmp_path))
+    for rank in (0, 1):
+        log = run._folder.output_log(0, rank)
+        log.parent.mkdir(parents=True)
+        log.write_text("first line\r\nsecond line\r\nlast words\r\n")
+    follower = Follower(run, RunFolder(tmp_path), SimpleNamespace(close=lambda _: 0))
+    for event in history.events[:3]:
+        follower._take_frame(Frame("event", {}, p.encode(event)))
+    follower._take_frame(output(0, b"first line\r\nseco"))
+    follower._close_agent()
+    assert (run.done(), run.state) == (True, history.state)
+    assert [run.logs.tail(rank, 9) for rank in (0, 1)] == [["first line", "second line", "last words"]] * 2
+    assert (tmp_path / "events.jsonl").read_bytes() == history.journal  # nobody says it twice
+
+
+def test_an_agent_that_died_in_the_middle_of_a_run_is_said_to_have(tmp_path):
+    history = History(1).begin()
+    (tmp_path / "events.jsonl").write_bytes(history.journal)
+    run = Run(plan(1, folder=str(tmp_path), payload=str(tmp_path / "payload")), RunFolder(tmp_path))
+    Follower(run, RunFolder(tmp_path), SimpleNamespace(close=lambda _: -9))._close_agent()
+    assert (run.done(), run.phase, run.state.end_reason) == (True, "failed", "the agent ended with signal 9")
+    assert run._folder.read_events()[-1].reason == "the agent ended with signal 9"
+
+
 def test_views_hear_of_a_beginning_with_the_first_line(tmp_path):
     run = Heard(RunFolder(tmp_path))
     frames = []
-    agent = SimpleNamespace(channel=SimpleNamespace(receive_ready=lambda: [frames.pop(0)]))
+    agent = SimpleNamespace(deadline=None, channel=SimpleNamespace(receive_ready=lambda: [frames.pop(0)]))
     follower, view = Follower(run, RunFolder(tmp_path), agent), Told(run)
     follower.subscribe(view)
     follower._tell_views()
@@ -110,3 +141,27 @@ def test_views_hear_of_a_beginning_with_the_first_line(tmp_path):
     follower._news_due = time.monotonic()  # nothing else came
     follower._tell_views()
     assert view.looks[2:] == [(3, ["a line"])]
+
+
+def test_what_is_still_to_be_shown_of_a_run_that_is_over_holds_no_descriptor(tmp_path):
+    class Wants:
+        """A view that wants to be called again, as a panel does until a page has confirmed the end."""
+
+        def __init__(self):
+            self.calls = 0
+
+        def update(self):
+            self.calls += 1
+            return 0.01 if self.calls < 5 else None
+
+    before = set(os.listdir("/proc/self/fd"))
+    followers = [Follower(Heard(RunFolder(tmp_path)), RunFolder(tmp_path), None) for _ in range(10)]
+    views = [Wants() for _ in followers]
+    for follower, view in zip(followers, views, strict=True):
+        assert follower.subscribe(view)
+        follower.start()
+    assert set(os.listdir("/proc/self/fd")) <= before, "others may be collected meanwhile"
+    for follower, view in zip(followers, views, strict=True):
+        follower.join(30)
+        assert view.calls == 5
+        assert not follower.subscribe(view), "it is over: somebody else must show it"

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from histories import History, killed, plan, raised
+from histories import History, identity, killed, plan, raised
 
 from ice_notebook import protocol as p
 
@@ -15,7 +15,7 @@ STARTS = (
 )
 VALUE = p.Value(path="/dev/shm/x/1", size_bytes=2**40, type_name="dict", text="{'é': '🏖\\n'}", html="<table></table>")
 EVENTS = [
-    p.RunBegun(at=1.5, agent_pid=7, agent_started=1.25),
+    p.RunBegun(at=1.5, agent=identity(7)),
     p.AttemptBegun(at=1.5, attempt=0, restart_count=0, world_size=2, ranks=STARTS, start="cold"),
     p.AttemptBegun(at=1.5, attempt=3, restart_count=2, world_size=0, ranks=()),
     p.RankRunning(at=1.5, attempt=0, rank=1),
@@ -26,8 +26,10 @@ EVENTS = [
     p.RankFailed(at=1.5, attempt=0, rank=1, failure=raised()),
     p.RankFailed(at=1.5, attempt=0, rank=1, failure=killed()),
     p.RankExited(at=1.5, attempt=0, rank=1, exit_code=-11, note="crashed"),
+    p.OutputLost(at=1.5, attempt=0, rank=1, size_bytes=7_500_000, reason="No space left on device"),
     p.AttemptFailed(at=1.5, attempt=0, root=1, restarting=True),
     p.NodesAwaited(at=1.5, address="127.0.0.1", port=41234),
+    p.NodesGathering(at=1.5, where="10.0.0.1:29401", here=("10.0.0.1",), least=2, most=4, problem="nothing listens there"),
     p.NodeJoined(at=1.5, node=1, name="host, 127.0.0.2", n_ranks=2, devices="cpu:0,1"),
     p.NodeLeft(at=1.5, node=1, name="host, 127.0.0.2", reason="was lost"),
     p.NodeRefused(at=1.5, address="127.0.0.3", reason="It is a torchrun."),
