@@ -57,14 +57,16 @@ def server_of(request: pytest.FixtureRequest) -> Callable[[str], Jupyter]:
 
 
 def kernel_name(ipykernel: str) -> str:
-    """Return the name of the kernel that has an ipykernel: "" is the environment's, others are those of `tests/older`."""
-    return f"ipykernel-{ipykernel}" if ipykernel else "python3"
+    """Return the name of the kernel that has an ipykernel: "" is the environment's, others are those of `tests/versions`."""
+    if not ipykernel:
+        return "python3"
+    return f"ipykernel-{ipykernel}" if f"ipykernel-{ipykernel}" in overlays.names() else ipykernel
 
 
 def check_kernel(page: NotebookPage, ipykernel: str) -> None:
     """Make sure that a page's kernel has the ipykernel that is meant."""
     found = page.execute("import ipykernel", "ipykernel.__version__")
-    wanted = ipykernel or importlib.metadata.version("ipykernel")
+    wanted = overlays.pinned(kernel_name(ipykernel), "ipykernel") if ipykernel else importlib.metadata.version("ipykernel")
     assert f"{found}.".startswith(f"{wanted}."), f"the kernel runs ipykernel {found}, not {wanted}"
 
 
@@ -87,7 +89,7 @@ def open_notebook(server_of: Callable[[str], Jupyter], browser: Browser) -> Iter
     ) -> NotebookPage:
         server = server_of(app)
         if ipykernel:
-            overlays.packages(kernel_name(ipykernel))
+            overlays.python(kernel_name(ipykernel))
         page = browser.open(server, name or server.notebook(list(cells), kernel=kernel_name(ipykernel)), wait_kernel=wait_kernel)
         pages.append(page)
         if ipykernel:
@@ -121,7 +123,7 @@ def desk(
         page = desks.get(place)
         if page is None:
             if ipykernel:
-                overlays.packages(kernel_name(ipykernel))
+                overlays.python(kernel_name(ipykernel))
             server = server_of(app)
             page = browser.open(server, server.notebook(["pass"], kernel=kernel_name(ipykernel)))
             check_kernel(page, ipykernel)

@@ -8,7 +8,7 @@
 Nothing is shared with the user's own Jupyter: every folder is a temporary one. `page.errors` holds what went wrong in the page,
 `page.foreign` every request that left the server, `page.interrupts` those that asked the server to interrupt a kernel.
 
-A server knows the kernel of this environment, `python3`, and one for each folder of older packages: see `overlays`.
+A server knows the kernel of this environment, `python3`, and one for each environment of `overlays`.
 """
 
 from __future__ import annotations
@@ -137,10 +137,10 @@ class Jupyter:
             file = self.folder / "settings" / f"{plugin}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(settings))
-        for name, packages in overlays.kernels().items():
+        for name, python in overlays.kernels().items():
             file = self.folder / "data_dir" / "kernels" / name / "kernel.json"
             file.parent.mkdir(parents=True)
-            file.write_text(json.dumps(self._kernel_spec(name, packages)))
+            file.write_text(json.dumps(self._kernel_spec(name, python)))
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
         arguments = [
@@ -201,17 +201,15 @@ class Jupyter:
         variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', '')}"
         return {**variables, **self._environment}
 
-    def _python_path(self, *first: Path) -> str:
+    def _python_path(self) -> str:
         """Kernels find this working tree and the tests' fakes; the environment's own interpreter comes first."""
-        return os.pathsep.join(map(str, [*first, REPOSITORY, REPOSITORY / "tests"]))
+        return os.pathsep.join(map(str, [REPOSITORY, REPOSITORY / "tests"]))
 
-    def _kernel_spec(self, name: str, packages: Path) -> dict[str, Any]:
+    def _kernel_spec(self, name: str, python: Path) -> dict[str, Any]:
         return {
-            "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-            "display_name": name,
+            "argv": [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+            "display_name": name,  # another name than the environment's own, which would win over it under the same one
             "language": "python",
-            # A kernel of another name than the environment's own, which would win over it under the same name.
-            "env": {"PYTHONPATH": self._python_path(packages)},
         }
 
     @property

@@ -1,7 +1,7 @@
 """Stop ends a cell that blocks, in every front end and with every ipykernel: each handles the messages of a page in its own way.
 
 A press goes as a message, then, without an answer, through the server's REST API. In 7.x the message is handled on a subshell while the cell
-blocks; in 7.4 only with the panel's help; in 6.31 not at all.
+blocks; in 7.4 only with the panel's help; in 6.x not at all.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import pytest
 
 NEWEST = ""  # the environment's own ipykernel
-EVERY = [("lab", NEWEST), ("lab", "7.3"), ("lab", "6.31"), ("notebook7", NEWEST), ("notebook7", "6.31")]
-WITH_SUBSHELLS = [(app, ipykernel) for app, ipykernel in EVERY if ipykernel != "6.31"]
+KAGGLE = "kaggle"  # 6.17 and IPython 7
+EVERY = [("lab", NEWEST), ("lab", "7.3"), ("lab", KAGGLE), ("notebook7", NEWEST), ("notebook7", "6.31")]
+WITH_SUBSHELLS = [(app, ipykernel) for app, ipykernel in EVERY if ipykernel not in {"6.31", KAGGLE}]
 LAUNCH = 60.0  # seconds for a rank to print: it imports torch
 
 TRAINS = """%%elastic_launch devices=cpu:0-1 -o run
