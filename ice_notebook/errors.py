@@ -6,10 +6,32 @@ exception survives pickling on its way from a rank; what else it knows is set on
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+
+_has_dashes: ContextVar[bool] = ContextVar("options are written with dashes", default=False)
+_IN_A_SHELL = {"rdzv_configs": "rdzv_conf"}  # torchrun's name, where that is another one than ice-learn's
+
+
+@contextlib.contextmanager
+def options_with_dashes() -> Iterator[None]:
+    """Have sentences name options as a shell's command line does: `--max-restarts=2`."""
+    before = _has_dashes.set(True)
+    try:
+        yield
+    finally:
+        _has_dashes.reset(before)
+
+
+def written(option: str, value: object = None) -> str:
+    """Return an option, or an option with its value, as it is written where the sentence is read: `max_restarts=2`."""
+    name = f"--{_IN_A_SHELL.get(option, option).replace('_', '-')}" if _has_dashes.get() else option
+    return name if value is None else f"{name}={value}"
 
 
 def join(words: Iterable[object], conjunction: str = "and") -> str:
@@ -31,7 +53,15 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def quote(value: object, limit: int = 80) -> str:
     """Return a value's repr, cut to a length that a sentence can bear."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # of a foreign type, or nested too deep: the sentence is about something else
+        text = f"<{type(value).__name__}>"
+    return cut(text, limit)
+
+
+def cut(text: str, limit: int = 80) -> str:
+    """Return a text, cut to a length that a sentence can bear."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -41,6 +71,17 @@ def describe_kind(value: object) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
+def describe_error(error: BaseException) -> str:
+    """Return what an exception says, as a part of a sentence: its type and its first line, without a full stop."""
+    try:
+        first, _, rest = str(error).strip().partition("\n")
+    except Exception:  # of the exception's own code
+        return f"{type(error).__name__} (its message cannot be read)"
+    if rest and first.endswith(":") and ". " in first:  # `… . See:`: what there is to see comes in the next line
+        first = first.rpartition(". ")[0]
+    return f"{type(error).__name__}: {first.rstrip('. ')}" if first else type(error).__name__
+
+
 def format_size(size_bytes: float) -> str:
     """Return a size as people say it: `640 B`, `1.5 GiB`."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
@@ -48,6 +89,26 @@ def format_size(size_bytes: float) -> str:
         size_bytes /= 1024
         del units[0]
     return f"{size_bytes:.0f} {units[0]}" if size_bytes >= 100 else f"{size_bytes:.3g} {units[0]}"
+
+
+def printable(text: str) -> str:
+    r"""Return a text for people, which every page and terminal can take: a byte of a path that is no UTF-8 becomes `\udce9`."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_IN_THE_WAY = frozenset({errno.EEXIST, errno.ENOTDIR, errno.EISDIR})
+
+
+def reason_of(error: Exception) -> str:
+    """Return the system's word for what went wrong."""
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
+def is_for_want_of_room(error: OSError) -> bool:
+    """Return whether a file could not be written because a disk, a quota or a limit is full."""
+    return error.errno in _NO_ROOM
 
 
 def excerpt_of_syntax_error(error: SyntaxError) -> tuple[str, ...]:
@@ -65,13 +126,30 @@ class IceNotebookError(Exception):
     A notebook shows it as its type and its message alone: the frames in between are ours and say nothing to the user.
     """
 
+    def __str__(self) -> str:
+        """Return the message as a page or a terminal can take it, also when it quotes a path that is no UTF-8."""
+        return printable(super().__str__())
+
     def with_no_variable(self, name: str, known: Iterable[str]) -> IceNotebookError:
         """Return the same error, saying as well that a word is not the name of a notebook variable either."""
         return type(self)(f"{self} No variable of this notebook is called {name!r} either.{suggest(name, known)}")
 
+    def from_environment(self, variables: Iterable[str]) -> IceNotebookError:
+        """Return the same error, saying as well which variables of the environment have a part in it."""
+        names = sorted(variables)
+        return type(self)(f"{self} The environment sets {join(names)}.") if names else self
+
     def _render_traceback_(self) -> list[str]:
         # IPython draws an exception by this method when it has one; the cell still counts as failed, unlike after a `UsageError`.
         return [f"{type(self).__name__}: {self}"]
+
+
+class UnknownFormWarning(UserWarning):
+    """A library that was installed has another private form than the ones that this version knows."""
+
+    @classmethod
+    def of(cls, library: str, version: str, thing: str, effect: str) -> UnknownFormWarning:
+        return cls(f"{library} {version} pickles {thing} in a form that this version of ice_notebook does not know. {effect}")
 
 
 class OptionError(IceNotebookError, ValueError):
@@ -79,8 +157,14 @@ class OptionError(IceNotebookError, ValueError):
 
     @classmethod
     def unknown(cls, name: str, known: Iterable[str]) -> OptionError:
-        names = sorted(known)
-        return cls(f"{name!r} is not an option.{suggest(name, names) or f' The options are {join(names)}.'}")
+        names, name = sorted(map(written, known)), name if name.startswith("-") else written(name)
+        others = f" The options are {join(names)}." if not _has_dashes.get() else " --help lists the options."
+        return cls(f"{name!r} is not an option.{suggest(name, names) or others}")
+
+    @classmethod
+    def ambiguous(cls, name: str, meant: Iterable[str]) -> OptionError:
+        options = join(sorted(set(map(written, meant))), "or")
+        return cls(f"{written(name)!r} could be {options}; write more of it.")
 
     @classmethod
     def no_command(cls, name: str, known: Sequence[str]) -> OptionError:
@@ -95,39 +179,41 @@ class OptionError(IceNotebookError, ValueError):
 
     @classmethod
     def later(cls, name: str, why: str) -> OptionError:
-        return cls(f"{name!r} is not available in this version: {why}")
+        return cls(f"{written(name)!r} is not available in this version: {why}")
 
     @classmethod
     def invalid(cls, name: str, found: object, allowed: str) -> OptionError:
-        return cls(f"{name}={quote(found)} cannot be read: allowed is {allowed}.")
+        return cls(f"{written(name, quote(found))} cannot be read: allowed is {allowed}.")
 
     @classmethod
     def refused(cls, name: str, found: object, why: str) -> OptionError:
-        return cls(f"{name}={quote(found)} is refused: {why}")
+        return cls(f"{written(name, quote(found))} is refused: {why}")
 
     @classmethod
-    def elsewhere(cls, name: str, where: str) -> OptionError:
-        return cls(f"{name!r} is not an option here: it belongs to {where}.")
+    def elsewhere(cls, name: str, where: str, advice: str = "") -> OptionError:
+        return cls(f"{written(name)!r} is not an option here: it belongs to {where}.{f' {advice}' if advice else ''}")
 
     @classmethod
     def expression(cls, option: str, text: str, error: BaseException) -> OptionError:
-        return cls(f"{option}={text}: the expression raised {type(error).__name__}: {error}.")
+        return cls(f"{option}={cut(text)}: the expression raised {type(error).__name__}: {cut(str(error))}.")
 
     @classmethod
     def unbalanced(cls, text: str) -> OptionError:
-        return cls(f"The magic's line ends inside {text!r}: close the quote or the bracket.")
+        return cls(f"The magic's line ends inside {quote(text)}: close the quote or the bracket.")
 
     @classmethod
     def twice(cls, name: str) -> OptionError:
-        return cls(f"{name!r} is given twice; give it once.")
+        return cls(f"{written(name)!r} is given twice; give it once.")
 
     @classmethod
     def missing_value(cls, name: str, allowed: str) -> OptionError:
-        return cls(f"{name!r} needs a value: {name}=VALUE, where VALUE is {allowed}.")
+        return cls(f"{written(name)!r} needs a value: {written(name, 'VALUE')}, where VALUE is {allowed}.")
 
     @classmethod
     def not_an_option(cls, text: str, example: str) -> OptionError:
-        return cls(f"{text!r} is not an option: options are written as name=value or --name value, for example {example}.")
+        return cls(
+            f"{quote(text)} is not an option: options are written as name=value or --name value, for example {cut(example)}."
+        )
 
     @classmethod
     def conflict(cls, first: str, second: str, advice: str) -> OptionError:
@@ -146,46 +232,47 @@ class DeviceError(IceNotebookError, ValueError):
     @classmethod
     def empty(cls, text: object) -> DeviceError:
         return cls(
-            f"devices={quote(text)} names no device: allowed are auto, cpu, cuda and lists of them such as cuda:0,1, cuda:* or cpu:0-3."
+            f"{written('devices', quote(text))} names no device: allowed are auto, cpu, cuda and lists of them such as cuda:0,1, cuda:* or cpu:0-3."
         )
 
     @classmethod
     def unknown_kind(cls, text: str, kind: str, kinds: Sequence[str]) -> DeviceError:
         meant = {"gpu": "cuda", "free": "cuda:free"}.get(kind.lower())
         hint = f" Did you mean {meant!r}?" if meant else suggest(kind, kinds)
-        return cls(f"devices={quote(text)}: {quote(kind)} is no kind of device; the kinds are {join(kinds)}.{hint}")
+        return cls(f"{written('devices', quote(text))}: {quote(kind)} is no kind of device; the kinds are {join(kinds)}.{hint}")
 
     @classmethod
     def number_alone(cls, text: object) -> DeviceError:
         return cls(
-            f"devices={text} could be a device or a count: write devices=cuda:{text} for that GPU, or nproc_per_node={text} for so many ranks."
+            f"{written('devices', text)} could be a device or a count: write {written('devices', f'cuda:{text}')} for that GPU, or "
+            f"{written('nproc_per_node', text)} for so many ranks."
         )
 
     @classmethod
     def unreadable_entry(cls, text: str, entry: str) -> DeviceError:
         found = f"{quote(entry)} is not a device" if entry else "a device is missing beside a comma or colon"
         return cls(
-            f"devices={quote(text)}: {found}; allowed are numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs (GPU-…, MIG-…), "
+            f"{written('devices', quote(text))}: {found}; allowed are numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs (GPU-…, MIG-…), "
             "free and free:2."
         )
 
     @classmethod
     def backward_range(cls, text: str, first: int, last: int) -> DeviceError:
-        return cls(f"devices={quote(text)}: the range {first}-{last} runs backwards; write {last}-{first}.")
+        return cls(f"{written('devices', quote(text))}: the range {first}-{last} runs backwards; write {last}-{first}.")
 
     @classmethod
     def star_with_others(cls, text: str) -> DeviceError:
-        return cls(f"devices={quote(text)}: * already stands for every device; write it alone.")
+        return cls(f"{written('devices', quote(text))}: * already stands for every device; write it alone.")
 
     @classmethod
     def free_with_others(cls, text: str) -> DeviceError:
         return cls(
-            f"devices={quote(text)}: free stands for GPUs that are found at launch; write it alone, with their number: cuda:free:2."
+            f"{written('devices', quote(text))}: free stands for GPUs that are found at launch; write it alone, with their number: cuda:free:2."
         )
 
     @classmethod
     def free_of_kind(cls, text: str) -> DeviceError:
-        return cls(f"devices={quote(text)}: only of GPUs is it known who uses them; write cuda:free or cuda:free:2.")
+        return cls(f"{written('devices', quote(text))}: only of GPUs is it known who uses them; write cuda:free or cuda:free:2.")
 
     @classmethod
     def not_free(cls, text: str, n_free: int, n_visible: int, holders: Sequence[str]) -> DeviceError:
@@ -195,11 +282,13 @@ class DeviceError(IceNotebookError, ValueError):
             if holders
             else "Name at most so many."
         )
-        return cls(f"devices={quote(text)}: of the {n_visible} GPUs that this notebook sees {count} free. {who}")
+        return cls(f"{written('devices', quote(text))}: of the {n_visible} GPUs that are visible here {count} free. {who}")
 
     @classmethod
     def nothing_picked(cls, picker: object) -> DeviceError:
-        return cls(f"devices={quote(picker)}: nothing is picked in it. Tick a device, or give a number of ranks on the CPU.")
+        return cls(
+            f"{written('devices', quote(picker))}: nothing is picked in it. Tick a device, or give a number of ranks on the CPU."
+        )
 
     @classmethod
     def picked_twice(cls, text: str) -> DeviceError:
@@ -207,12 +296,12 @@ class DeviceError(IceNotebookError, ValueError):
 
     @classmethod
     def uuid_of_kind(cls, text: str, uuid: str) -> DeviceError:
-        return cls(f"devices={quote(text)}: a UUID names a GPU; write cuda:{uuid}.")
+        return cls(f"{written('devices', quote(text))}: a UUID names a GPU; write cuda:{uuid}.")
 
     @classmethod
     def mixed(cls, text: str, kinds: Sequence[str]) -> DeviceError:
         return cls(
-            f"devices={quote(text)} mixes {join(kinds)}: all ranks of a launch use one kind; write {kinds[0]}:… once, then numbers."
+            f"{written('devices', quote(text))} mixes {join(kinds)}: all ranks of a launch use one kind; write {kinds[0]}:… once, then numbers."
         )
 
     @classmethod
@@ -222,49 +311,59 @@ class DeviceError(IceNotebookError, ValueError):
     @classmethod
     def not_devices(cls, value: object) -> DeviceError:
         return cls(
-            f"devices={quote(value)} is {type(value).__name__!r}: allowed are a text such as 'cuda:0,1', a list of GPU numbers or of texts, "
+            f"{written('devices', quote(value))} is {type(value).__name__!r}: allowed are a text such as 'cuda:0,1', a list of GPU numbers or of texts, "
             "a torch.device, and an object that has `devices`."
         )
 
     @classmethod
     def no_cuda(cls, asked: str, why: str) -> DeviceError:
-        return cls(f"{asked}: no CUDA device can be used here, because {why}. Use devices=cpu for ranks on the CPU.")
+        return cls(
+            f"{asked}: no CUDA device can be used here, because {why}. Use {written('devices', 'cpu')} for ranks on the CPU."
+        )
 
     @classmethod
     def absent(cls, text: str, device: str, available: str) -> DeviceError:
-        return cls(f"devices={quote(text)}: {device} is not here; this notebook sees {available}.")
+        return cls(f"{written('devices', quote(text))}: {device} is not here; visible here: {available}.")
 
     @classmethod
     def ambiguous(cls, text: str, uuid: str, matches: Sequence[str]) -> DeviceError:
-        return cls(f"devices={quote(text)}: {uuid} begins {join(matches)}; write more of the UUID.")
+        return cls(f"{written('devices', quote(text))}: {uuid} begins {join(matches)}; write more of the UUID.")
 
     @classmethod
     def too_few(cls, count: int, available: str, n_available: int) -> DeviceError:
         return cls(
-            f"nproc_per_node={count} is more than the GPUs that this notebook sees ({available}): ask for at most {n_available}, "
-            f"or let ranks share them with devices={available} nproc_per_node={count}."
+            f"{written('nproc_per_node', count)} is more than the GPUs that are visible here ({available}): ask for at most {n_available}, "
+            f"or let ranks share them with {written('devices', available)} {written('nproc_per_node', count)}."
         )
 
     @classmethod
     def below_list(cls, count: int, text: str, n_devices: int) -> DeviceError:
-        shorter = f"write devices=cuda:free:{count}" if text.startswith("cuda:free") else "shorten the list"
+        shorter = f"write {written('devices', f'cuda:free:{count}')}" if text.startswith("cuda:free") else "shorten the list"
         return cls(
-            f"nproc_per_node={count} is less than the {n_devices} devices of devices={quote(text)}: {shorter}, or leave nproc_per_node out."
+            f"{written('nproc_per_node', count)} is less than the {n_devices} devices of {written('devices', quote(text))}: {shorter}, or "
+            f"leave {written('nproc_per_node')} out."
         )
 
     @classmethod
     def count_of_list(cls, word: str, text: str) -> DeviceError:
         return cls(
-            f"nproc_per_node={word} and devices={quote(text)} both say how many ranks there are: leave nproc_per_node out, or give a number."
+            f"{written('nproc_per_node', word)} and {written('devices', quote(text))} both say how many ranks there are: leave "
+            f"{written('nproc_per_node')} out, or give a number."
         )
 
     @classmethod
     def other_kind(cls, word: str, text: str) -> DeviceError:
-        return cls(f"nproc_per_node={word} counts another kind of device than devices={quote(text)} names: leave one of them out.")
+        return cls(
+            f"{written('nproc_per_node', word)} counts another kind of device than {written('devices', quote(text))} names: leave one of "
+            "them out."
+        )
 
     @classmethod
     def nccl(cls, text: str, why: str) -> DeviceError:
-        return cls(f"dist_backend=nccl cannot join the ranks of {text}: {why}. Use dist_backend=gloo, or leave it out.")
+        return cls(
+            f"{written('dist_backend', 'nccl')} cannot join the ranks of {text}: {why}. Use {written('dist_backend', 'gloo')}, or leave it "
+            "out."
+        )
 
 
 class CellError(IceNotebookError, ValueError):
@@ -293,6 +392,22 @@ class CellError(IceNotebookError, ValueError):
         return cls(
             f"`{function}` requires {join(required)}: a launched function gets the launcher when it has one required positional parameter. "
             f"Give the others as args=(…) or kwargs={{…}}, or as default values."
+        )
+
+    @classmethod
+    def no_launcher(cls, function: str, required: Sequence[str], attributes: Sequence[str]) -> CellError:
+        verb = "is" if len(required) == 1 else "are"
+        uses = join(f"launcher.{attribute}" for attribute in dict.fromkeys(attributes))
+        return cls(
+            f"`{function}` requires {join(required)}, which {verb} not passed: a launched function gets a launcher. "
+            f"Write `def {function}(launcher)`, and use {uses}."
+        )
+
+    @classmethod
+    def annotated(cls, function: str, name: str, kind: str) -> CellError:
+        return cls(
+            f"`{function}` requires `{name}: {kind}`, and a launched function gets a launcher. Give the value as args=(…) or "
+            f"kwargs={{…}}, or as a default value."
         )
 
     @classmethod
@@ -362,6 +477,16 @@ class PayloadError(IceNotebookError, TypeError):
         return error
 
 
+class LoadError(IceNotebookError, RuntimeError):
+    """What a function needs has come to a rank, and cannot be loaded there."""
+
+    @classmethod
+    def of(cls, name: str | None, error: BaseException) -> LoadError:
+        what = f"`{name}`" if name else "What the function needs"
+        advice = f"Create {f'`{name}`' if name else 'it'} in the function, or send what it is made from."
+        return cls(f"{what} could not be loaded in the ranks: {describe_error(error)}. {advice}")
+
+
 class ResultError(IceNotebookError, RuntimeError):
     """A rank's value cannot be had: it is not there yet, could not be written, or was not kept."""
 
@@ -372,10 +497,16 @@ class ResultError(IceNotebookError, RuntimeError):
         return cls(f"The value returned by rank {rank} cannot be sent back: {name} {verb} {refusal.what}. {refusal.result_advice}")
 
     @classmethod
+    def unwritten(cls, rank: int, size_bytes: int, error: OSError) -> ResultError:
+        if is_for_want_of_room(error):
+            return cls.no_room(rank, size_bytes)
+        return cls(f"The value returned by rank {rank} cannot be written: {reason_of(error)}.")
+
+    @classmethod
     def no_room(cls, rank: int, size_bytes: int) -> ResultError:
         return cls(
-            f"The value returned by rank {rank} has {format_size(size_bytes)}, and there is no room for it. Free some, or give log_dir a"
-            " folder with room."
+            f"The value returned by rank {rank} has {format_size(size_bytes)}, and there is no room for it. Free some, or give {written('log_dir')} "
+            "a folder with room."
         )
 
     @classmethod
@@ -393,14 +524,28 @@ class ResultError(IceNotebookError, RuntimeError):
         )
 
     @classmethod
+    def let_go(cls, rank: int) -> ResultError:
+        return cls(
+            f"The value of rank {rank} was not kept: after several newer launches only the notebook's output history held its run. "
+            "Bind a run to a name, as -o does, or call run.save()."
+        )
+
+    @classmethod
     def cannot_load(cls, rank: int, error: BaseException) -> ResultError:
         return cls(
-            f"The value of rank {rank} cannot be loaded here: {type(error).__name__}: {error}. Import or define here what it is made of."
+            f"The value of rank {rank} cannot be loaded here: {describe_error(error)}. Import or define here what it is made of."
         )
 
     @classmethod
     def no_run(cls, folder: object) -> ResultError:
         return cls(f"{str(folder)!r} is not the folder of a run: it has no plan.json and events.jsonl of this version.")
+
+    @classmethod
+    def foreign(cls, path: object, why: str) -> ResultError:
+        return cls(
+            f"{path} is not loaded: {why}. It holds a pickle, which runs code of whoever wrote it when it is loaded. If you trust them, copy the "
+            "run folder, and open the copy."
+        )
 
     @classmethod
     def damaged(cls, path: object, found: str) -> ResultError:
@@ -437,11 +582,15 @@ class ScriptError(IceNotebookError, ValueError):
 
     @classmethod
     def not_absolute(cls, path: str) -> ScriptError:
-        return cls(f"run_path takes an absolute path, and {path!r} is none; without run_path a relative one is as good.")
+        return cls(f"{written('run_path')} takes an absolute path, and {path!r} is none; without it a relative one is as good.")
 
     @classmethod
     def not_python(cls, path: str, why: str) -> ScriptError:
-        return cls(f"{path!r} is not Python: {why}. With no_python it is started as a program of its own.")
+        return cls(f"{path!r} is not Python: {why}. With {written('no_python')} it is started as a program of its own.")
+
+    @classmethod
+    def bytecode(cls, path: str, why: str) -> ScriptError:
+        return cls(f"{path!r} cannot be run by this Python: {why}. Launch its source, or compile it again.")
 
     @classmethod
     def syntax(cls, path: str, error: SyntaxError) -> ScriptError:
@@ -476,6 +625,17 @@ class ScriptError(IceNotebookError, ValueError):
         return [*self.excerpt, *super()._render_traceback_()]
 
 
+class LibraryError(IceNotebookError, RuntimeError):
+    """A library is not as this version of the project knows it."""
+
+    @classmethod
+    def changed(cls, library: str, version: str, what: str) -> LibraryError:
+        return cls(
+            f"{library} {version} is not as this version of ice_notebook knows it: {what} is new, gone, or not used any more. "
+            f"Install an older {library}, or a newer ice_notebook."
+        )
+
+
 class LaunchError(IceNotebookError, RuntimeError):
     """A run cannot be started here."""
 
@@ -486,23 +646,57 @@ class LaunchError(IceNotebookError, RuntimeError):
         )
 
     @classmethod
-    def folder(cls, path: object, error: OSError, *, is_users: bool) -> LaunchError:
-        reason = error.strerror or str(error)
-        if is_users:
-            return cls(f"The folder {str(path)!r} cannot be made: {reason}. Give log_dir a folder that you may write to.")
-        return cls(f"The run folder {str(path)!r} cannot be made: {reason}. Free space there, or set XDG_CACHE_HOME.")
+    def foreign_cache(cls, path: object, why: str) -> LaunchError:
+        return cls(f"Runs cannot be kept in {str(path)!r}: {why}, who could change them. Set XDG_CACHE_HOME to a folder of yours.")
 
     @classmethod
-    def payload(cls, error: OSError) -> LaunchError:
-        reason = error.strerror or str(error)
+    def folder(cls, path: object, error: OSError | ValueError, *, is_users: bool) -> LaunchError:
+        advice = _way_out(error, f"give {written('log_dir')}" if is_users else "set XDG_CACHE_HOME to")
+        if is_users:
+            return cls(f"The folder {str(path)!r} cannot be made: {reason_of(error)}. {advice}.")
+        return cls(f"The run folder {str(path)!r} cannot be made: {reason_of(error)}. {advice}.")
+
+    @classmethod
+    def no_home(cls, path: str) -> LaunchError:
+        return cls(f"{written('log_dir')}={path!r} names a home folder that is not known. Write the folder without ~.")
+
+    @classmethod
+    def relative_folder(cls, path: str, error: OSError) -> LaunchError:
         return cls(
-            f"The function and its values cannot be written for the ranks: {reason}. Free space in the run folder's file system."
+            f"{written('log_dir')}={path!r} is relative to the working directory, which is gone: {reason_of(error)}. Change to another one "
+            "with os.chdir, or give a whole path."
         )
+
+    @classmethod
+    def files(cls, what: str, error: OSError) -> LaunchError:
+        advice = _way_out(error, f"give {written('log_dir')}")
+        return cls(f"{what} cannot be written for the ranks: {reason_of(error)}. {advice}.")
+
+    @classmethod
+    def descriptors(cls, n_ranks: int, needed: int, limit: int) -> LaunchError:
+        ranks = "1 rank needs" if n_ranks == 1 else f"{n_ranks} ranks need"
+        return cls(
+            f"{ranks} {needed} open files in the process that watches over them, and the limit is {limit}: raise it (ulimit -Hn), or launch "
+            "fewer ranks."
+        )
+
+    @classmethod
+    def own_descriptors(cls, n_open: int, limit: int) -> LaunchError:
+        return cls(
+            f"This process has {n_open} files open, and the limit is {limit}: too few are left for a run. Close some, or raise the limit "
+            "(ulimit -n)."
+        )
+
+    @classmethod
+    def resources(cls, error: OSError | RuntimeError) -> LaunchError:
+        advice = _way_to_processes(error)
+        return cls(f"The processes of the run cannot be started: {reason_of(error)}. {advice}.")
 
     @classmethod
     def in_rank(cls, rank: int) -> LaunchError:
         return cls(
-            f"A launch from inside rank {rank} of a run is not possible: launch from the notebook, or use multiprocessing here."
+            f"A launch from inside rank {rank} of a run is not possible: runs are not nested, as torchruns may be. Launch it beside this one, or "
+            "use multiprocessing here."
         )
 
     @classmethod
@@ -511,14 +705,47 @@ class LaunchError(IceNotebookError, RuntimeError):
 
     @classmethod
     def working_directory(cls, error: OSError) -> LaunchError:
-        reason = error.strerror or str(error)
         return cls(
-            f"The ranks start in the kernel's working directory, which is gone: {reason}. Change to another one with os.chdir."
+            f"The ranks start in the kernel's working directory, which is gone: {reason_of(error)}. Change to another one with os.chdir."
         )
 
     @classmethod
     def interpreter(cls, path: str) -> LaunchError:
         return cls(f"sys.executable is {path!r}, which is no interpreter that the ranks could be started with.")
+
+
+class LauncherValueError(IceNotebookError, TypeError):
+    """A launcher was used as if it were a number."""
+
+    @classmethod
+    def compared(cls, other: object) -> LauncherValueError:
+        return cls(
+            f"A launcher was compared with {quote(other)}, and is not a number: use launcher.rank, or another of its properties."
+        )
+
+
+def _way_out(error: OSError | ValueError, other: str) -> str:
+    """Return what can be done about a file that cannot be made; `other` begins how another folder is named."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _NO_ROOM:
+        return f"Free space there, or {other} a folder with room"
+    if number in _NOT_ALLOWED:
+        return f"{other[:1].upper()}{other[1:]} a folder that you may write to"
+    if number in _IN_THE_WAY:
+        return f"Move what is in the way, or {other} another folder"
+    return f"{other[:1].upper()}{other[1:]} another folder"
+
+
+def _way_to_processes(error: OSError | RuntimeError) -> str:
+    """Return what can be done where no process, or no thread, can be started."""
+    number = error.errno if isinstance(error, OSError) else errno.EAGAIN
+    return {
+        errno.EMFILE: "This process has as many files open as it may: close some, or raise the limit (ulimit -n)",
+        errno.ENFILE: "The whole system has as many files open as it may",
+        errno.EAGAIN: "There are as many processes or threads as this user or container may have: end some, or raise the limit (ulimit -u)",
+        errno.ENOMEM: "There is no memory left: end what holds it",
+        errno.E2BIG: "The environment is larger than the system passes on: unset large variables",
+    }.get(number or 0, "The interpreter of this notebook must be one that can be started")
 
 
 class FrozenError(IceNotebookError, RuntimeError):

@@ -26,6 +26,7 @@ class Grammar:
     is_free_text = False  # a bare word is never the name of a notebook variable
     is_expression = False  # the text is a Python expression, evaluated by the reader of the line
     is_flag = False  # the name alone means true
+    is_explained = False  # help says what is allowed: the placeholder alone does not
 
     def parse(self, text: str) -> Any:
         """Return the value that a text stands for."""
@@ -54,6 +55,7 @@ class Integer(Grammar):
 
     def __init__(self, minimum: int, maximum: int | None = None, *, words: Sequence[str] = ()) -> None:
         self.minimum, self.maximum, self.words = minimum, maximum, tuple(words)
+        self.is_explained = bool(words)
         bounds = f"from {minimum} to {maximum}" if maximum is not None else f"of {minimum} or more"
         self.allowed = join([f"a whole number {bounds}", *words], "or")
 
@@ -217,7 +219,8 @@ class StdStreams(Grammar):
     """Which standard streams: torch's `Std` grammar, with ranks of any number of digits."""
 
     allowed = "0 (none), 1 (stdout), 2 (stderr) or 3 (both), or such a number for each local rank, as in 0:1,10:3"
-    placeholder = "0..3|RANK:0..3,…"
+    placeholder = "STREAMS"
+    is_explained = True
     words = ("0", "1", "2", "3")
 
     def parse(self, text: str) -> int | dict[int, int]:
@@ -240,6 +243,30 @@ class StdStreams(Grammar):
         if isinstance(value, Mapping):
             return ",".join(f"{rank}:{int(streams)}" for rank, streams in value.items())
         return str(int(value))
+
+
+class Numbers(Grammar):
+    """Whole numbers, each once."""
+
+    placeholder = "N,…"
+
+    def __init__(self, allowed: str) -> None:
+        self.allowed = allowed
+
+    def parse(self, text: str) -> tuple[int, ...]:
+        parts = [part.strip() for part in text.split(",")]
+        if not all(re.fullmatch(r"[0-9]{1,9}", part) for part in parts):
+            raise ValueError
+        return tuple(dict.fromkeys(map(int, parts)))
+
+    def convert(self, value: Any) -> tuple[int, ...]:
+        if isinstance(value, str):
+            return self.parse(value)
+        items = value if isinstance(value, (list, tuple, set, frozenset)) else [value]
+        return self.parse(",".join(str(operator.index(item)) for item in items))
+
+    def format(self, value: Sequence[int]) -> str:
+        return ",".join(map(str, value))
 
 
 class KeyValues(Grammar):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ice_notebook import devices as d
-from ice_notebook.errors import OptionError
+from ice_notebook.errors import OptionError, written
 from ice_notebook.grammars import (
     Backend,
     Choice,
@@ -21,6 +21,7 @@ from ice_notebook.grammars import (
     Name,
     Names,
     Nodes,
+    Numbers,
     Preload,
     Seconds,
     StdStreams,
@@ -33,6 +34,7 @@ from ice_notebook.nodes.options import (
     check_nodes,
     check_nodes_by_hand,
     host_and_port,
+    is_loopback,
     numeric,
     seconds_of,
 )
@@ -40,9 +42,10 @@ from ice_notebook.options import Surface, Table, option
 
 RANKS, CODE, FAILURES, OUTPUT, MEETING = "Devices and ranks", "What runs", "Failures and time", "Output", "Rendezvous"
 SCRIPT = "Scripts"
+HOST, HOST_PATTERN = "a host name or an IP address", r"\[[\w.:%-]+\]|[\w.:%-]+"
 MAGICS = frozenset({Surface.CELL, Surface.LINE})
 SCRIPTS = frozenset({Surface.LINE, Surface.CLI})
-FUNCTIONS = frozenset(Surface) - {Surface.CLI}
+FUNCTIONS = NOTEBOOKS = frozenset(Surface) - {Surface.CLI}
 
 
 class DeviceText(Grammar):
@@ -50,6 +53,7 @@ class DeviceText(Grammar):
 
     allowed = "auto, cpu, cuda or a list of them such as cuda:0,1, cuda:0-2,7, cuda:*, cuda:free or cpu:0-3"
     placeholder = "DEVICES"
+    is_explained = True
     words = d.KINDS
 
     def parse(self, text: str) -> d.Devices:
@@ -85,6 +89,7 @@ class LaunchOptions:
         grammar=DeviceText(),
         group=RANKS,
         shown="auto, unless a notebook has set others with %elastic_devices",
+        shown_in_a_terminal="auto",
         example="cuda:0,1",
     )
     nproc_per_node: int | str | None = option(
@@ -93,7 +98,7 @@ class LaunchOptions:
         "`gpu` and `cpu` count what this machine has, `auto` the GPUs if there are any.",
         grammar=Integer(1, d.MOST_RANKS, words=("auto", "cpu", "gpu")),
         group=RANKS,
-        shown="as many as devices says",
+        shown="as many as `devices` says",
         example="2",
     )
     nnodes: tuple[int, int] = option(
@@ -102,6 +107,8 @@ class LaunchOptions:
         "go, and each change starts the ranks anew.",
         grammar=Nodes(),
         group=RANKS,
+        for_scripts="Number of nodes, each of which is started by hand. With the backend c10d it may be a range MIN:MAX: "
+        "nodes then may come and go, and each change starts the ranks anew.",
         shown="1:1",
         example="1",
     )
@@ -126,6 +133,7 @@ class LaunchOptions:
         "Threads of each rank on the CPU, set as `OMP_NUM_THREADS` in the ranks and never in the notebook.",
         grammar=Integer(1),
         group=RANKS,
+        in_a_terminal="Threads of each rank on the CPU, set as `OMP_NUM_THREADS` in the ranks.",
         shown="1 when there are several ranks and the variable is not set, as torchrun does",
         example="4",
     )
@@ -167,7 +175,7 @@ class LaunchOptions:
     )
     no_python: bool = option(
         False,
-        "What is launched is a program of its own, not a script for Python. It is stopped by SIGTERM, for it cannot answer an interrupt.",
+        "What is launched is a program of its own, not a script for Python. It is stopped by SIGTERM, with its process group, unless it handles the signal that stops the run.",
         grammar=Flag(),
         group=SCRIPT,
         surfaces=SCRIPTS,
@@ -180,6 +188,8 @@ class LaunchOptions:
         group=SCRIPT,
         surfaces=SCRIPTS,
         note="Without it a script starts in a fresh interpreter.",
+        in_a_terminal="What is launched is a script, by its absolute path, and it runs in a process that has imported torch already. Without it a "
+        "script starts in a fresh interpreter.",
         example="true",
     )
     use_env: bool = option(
@@ -197,6 +207,8 @@ class LaunchOptions:
         "A part without `=` belongs to the value before it.",
         grammar=KeyValues(commas_in_values=True),
         group=CODE,
+        in_a_terminal="Environment variables of the ranks, over those of this command; may be given several times. A part without `=` belongs to "
+        "the value before it.",
         shown="none",
         example="NCCL_DEBUG=INFO",
         is_repeatable=True,
@@ -212,7 +224,7 @@ class LaunchOptions:
     )
     output: str | None = option(
         None,
-        "Notebook variable that the run is bound to, before the first process starts.",
+        "Notebook variable that the run is bound to, as soon as it has begun.",
         grammar=Name(),
         group=CODE,
         surfaces=MAGICS,
@@ -241,6 +253,7 @@ class LaunchOptions:
         grammar=Seconds(or_zero=False),
         group=FAILURES,
         note="ice-learn's default was 5 s.",
+        in_a_terminal="Seconds between two looks at the group's membership; failures are seen at once, whatever it is.",
         example="0.5",
     )
     timeout: float | None = option(
@@ -256,7 +269,8 @@ class LaunchOptions:
         "Seconds that a rank has to clean up after it was asked to stop, before it is killed.",
         grammar=Seconds(or_zero=True),
         group=FAILURES,
-        note="torch gives 30 s.",
+        aliases=("shutdown_timeout",),
+        note="torch gives 30 s; its name for it, `shutdown_timeout`, is as good.",
         example="10",
     )
     start_method: str = option(
@@ -267,12 +281,14 @@ class LaunchOptions:
             "spawn",
             "forkserver",
             refused={
-                "fork": "forking a notebook kernel copies its locks but not the threads that hold them, and about one launch in 200 "
+                "fork": "forking a process with threads copies their locks but not the threads that hold them, and about one launch in 200 "
                 "would hang; use spawn, or forkserver.",
             },
         ),
         group=FAILURES,
         note="`fork` is refused, because forking a process with threads hangs about one launch in 200.",
+        in_a_terminal="How ranks are started: scripts in fresh interpreters, whatever this says; with `run_path`, `forkserver` forks them from a "
+        "process that has imported torch and does nothing else. `fork` is refused, because forking a process with threads hangs about one launch in 200.",
         example="spawn",
     )
     standby: int | str = option(
@@ -280,6 +296,8 @@ class LaunchOptions:
         "Ranks that are kept ready for the next launch: `auto` as many as this launch has, `off` none, or a number.",
         grammar=Integer(1, d.MOST_RANKS, words=("auto", "off")),
         group=FAILURES,
+        surfaces=NOTEBOOKS,
+        advice="Nothing is launched after a command that could use them.",
         note="They end 10 minutes after the last launch, and with the notebook.",
         example="off",
     )
@@ -289,6 +307,8 @@ class LaunchOptions:
         "names.",
         grammar=Preload(),
         group=FAILURES,
+        surfaces=NOTEBOOKS,
+        advice="A script imports what it needs.",
         example="transformers",
     )
     redirects: int | dict[int, int] = option(
@@ -324,8 +344,21 @@ class LaunchOptions:
         "How the run is shown: a live panel, plain lines, or not at all.",
         grammar=Choice("auto", "widget", "text", "none"),
         group=OUTPUT,
-        shown="auto, which is the panel where there is a notebook and text elsewhere",
+        in_a_terminal="Whether the run is shown: `text`, as `auto`, is its lines; `none` shows only why it failed.",
+        takes_in_a_terminal="auto|text|none",
+        shown_in_a_terminal="auto",
+        shown="auto, which is the panel where a notebook can draw it and text elsewhere",
         example="text",
+    )
+    local_ranks_filter: tuple[int, ...] | None = option(
+        None,
+        "Local ranks whose output is shown; the log files have that of all.",
+        grammar=Numbers("numbers of local ranks, joined by commas: 0,1"),
+        group=OUTPUT,
+        surfaces=frozenset({Surface.CLI}),
+        advice="The panel lets you choose; `redirects` keeps one quiet: 1:3.",
+        shown="all",
+        example="0",
     )
     role: str = option(
         "default",
@@ -336,9 +369,10 @@ class LaunchOptions:
     )
     rdzv_id: str = option(
         "none",
-        "Name of the worker group, which begins the name of the run's folder under `log_dir`.",
+        "Name of the worker group, which begins the name of the run's folder below `log_dir`.",
         grammar=Text("a word without blanks and slashes", r"[^\s/\0]+"),
         group=MEETING,
+        in_a_terminal="Name of the worker group. With c10d only nodes that say the same meet. It begins the name of the run's folder below `log_dir`.",
         shown="the word none",
         example="experiment7",
     )
@@ -348,21 +382,23 @@ class LaunchOptions:
         grammar=Choice(
             "static",
             "c10d",
-            refused=dict.fromkeys(
-                ("etcd", "etcd-v2"), "nodes join by the run's own port and token, and need no other service; leave it out."
-            ),
+            refused=dict.fromkeys(("etcd", "etcd-v2"), "nodes meet without another service here; use c10d, or leave it out."),
         ),
         group=MEETING,
+        for_scripts="How nodes find each other: static, by the number that each is given, at the address and the port of node 0; or c10d, by torch's "
+        "rendezvous at an endpoint that all are given, where they may come and go.",
         example="c10d",
     )
     rdzv_endpoint: str = option(
         "",
         "Where other nodes join, as HOST:PORT: an address of this machine, and a port of it that they can reach.",
         grammar=Text(
-            "HOST or HOST:PORT, such as localhost:29401", r"(|(\[[0-9A-Fa-f:]+\]|[\w.-]+)(:[0-9]{1,5})?)", placeholder="HOST:PORT"
+            "HOST or HOST:PORT, such as localhost:29401", r"(|(\[[\w.:%-]+\]|[\w.-]+)(:[0-9]{1,5})?)", placeholder="HOST:PORT"
         ),
         group=MEETING,
-        shown="a free port of this machine",
+        for_scripts="Where nodes meet, as HOST:PORT. With c10d it is an address of a node that all others reach, and a port of it; with static it may "
+        "stand for `master_addr` and `master_port`. One node alone uses the port at most.",
+        shown="none; one node takes a free port",
         note="Ports 29400 and 29500, which torch takes by default, are never taken unless named.",
         example="localhost:29401",
     )
@@ -375,6 +411,8 @@ class LaunchOptions:
         aliases=("rdzv_conf",),
         shown="none",
         note="Also written `rdzv_conf`, as torchrun does. By default 600 s and 1 s; torch's last call is 30 s.",
+        in_a_terminal="Further settings of the rendezvous: join_timeout (or timeout), how many seconds a node waits for the others, 600 unless given; "
+        "with c10d, last_call_timeout, how long there is waited for more nodes than are needed, 1 unless given (torch: 30), and torch's own settings.",
         example="timeout=60",
     )
     standalone: bool = option(
@@ -390,13 +428,16 @@ class LaunchOptions:
         grammar=Integer(0),
         group=MEETING,
         note="The machine of the notebook is node 0; the others get their numbers as they join.",
+        for_scripts="Number of this node, from 0 on, when the backend is static; with c10d nodes are given theirs.",
         example="0",
     )
     master_addr: str = option(
         "127.0.0.1",
         "Address of this machine at which the ranks, and other nodes, meet; the loopback, which no other machine reaches, unless given.",
-        grammar=Text("a host name or an IP address", r"\[[0-9A-Fa-f:]+\]|[\w.:-]+", placeholder="HOST"),
+        grammar=Text(HOST, HOST_PATTERN, placeholder="HOST"),
         group=MEETING,
+        for_scripts="Address of node 0, at which nodes and ranks meet when the backend is static. One node alone does not use it: its ranks meet on the "
+        "loopback address.",
         example="localhost",
     )
     master_port: int | None = option(
@@ -404,9 +445,21 @@ class LaunchOptions:
         "Port at which the ranks meet: the only one of their store, which a firewall can let through.",
         grammar=Integer(0, 65535),
         group=MEETING,
+        for_scripts="Port of node 0 at which nodes and ranks meet when the backend is static; with c10d the port of the ranks' store.",
         shown="a free one",
         note="torch takes 29500.",
         example="29501",
+    )
+    local_addr: str | None = option(
+        None,
+        "Address of this node by which the others reach it, should it have the ranks' store; one of its network interfaces has it.",
+        grammar=Text(HOST, HOST_PATTERN, placeholder="HOST"),
+        group=MEETING,
+        surfaces=SCRIPTS,
+        note="It is for nodes that are started by hand; one node alone does not use it.",
+        advice="The address of the notebook's machine is `master_addr`.",
+        shown="the one by which this node reaches the endpoint",
+        example="192.168.1.2",
     )
 
     def __post_init__(self) -> None:
@@ -509,10 +562,9 @@ class LaunchOptions:
             return LOOPBACK, 0
         if self.has_other_nodes:
             return self.node_meeting_place[0], self.master_port or 0
-        if self.rdzv_endpoint:
-            host, port = host_and_port(self.rdzv_endpoint)
-            return numeric(host), self.master_port or port
-        return numeric(self.master_addr), self.master_port or 0
+        host, port = host_and_port(self.rdzv_endpoint) if self.rdzv_endpoint else (self.master_addr, 0)
+        # Of one node the loopback will do, by whatever name and address the node is known to others.
+        return numeric(host) if is_loopback(host) else LOOPBACK, self.master_port or port
 
     def resolve_devices(self, inventory: d.Inventory, picked: d.Devices | None = None) -> d.ResolvedDevices:
         """Return the device of each rank on a machine. `picked` is used when `devices` was not given.
@@ -524,25 +576,29 @@ class LaunchOptions:
 
 
 LATER = {
-    "detach": "runs that outlive their notebook come later; `background` lets the cell return at once.",
-    "debug": "the debugger of a rank comes later; a failed rank's traceback is in the panel.",
+    "detach": "runs that outlive their notebook come later; `background` lets a cell return at once, and nohup keeps a command running.",
+    "debug": "the debugger of a rank comes later; a failed rank's traceback is shown with the run.",
     "notify": "notifications come later.",
     "when_busy": "waiting for free devices comes later; the launch starts at once.",
 }
 # Options of newer torchruns that have no counterpart of their name here: what to do in their place.
 OF_TORCHRUN = {
-    "local_ranks_filter": "all ranks are shown, each line with its rank, and the panel lets you choose; `redirects` keeps one quiet: 1:3.",
     "duplicate_stdout_filters": "each rank's whole output is in its `output.log`; filter that, as with grep.",
     "duplicate_stderr_filters": "each rank's whole output is in its `output.log`; filter that, as with grep.",
     "event_log_handler": "the run's own events are in its folder, in `events.jsonl`.",
     "logs_specs": "where logs lie is settled: `log_dir`, `redirects` and `tee` say what goes there.",
-    "local_addr": "the ranks of one machine meet on its loopback address; leave it out.",
-    "numa_binding": "ranks are not bound to processors; launch a program that does it with no_python, such as numactl.",
+    "numa_binding": "ranks are not bound to processors; launch a program that does it with `no_python`, such as numactl.",
     "signals_to_handle": "SIGINT, SIGTERM and SIGHUP stop the run in order, and no others do; leave it out.",
-    "shutdown_timeout": "write grace=SECONDS, the time that ranks have before they are killed.",
     "virtual_local_rank": "all ranks see the chosen GPUs, and `LOCAL_RANK` is the number of theirs; leave it out.",
 }
-TABLE = Table(LaunchOptions, later=LATER | OF_TORCHRUN)
+# What torchrun has not; it has all others.
+OURS = frozenset(
+    {"devices", "dist_backend", "dist_init", "omp_num_threads", "function", "args", "kwargs", "use_env", "env", "by_value"}
+) | {
+    *{"output", "background", "timeout", "grace", "standby", "preload", "ui", "rdzv_configs"},
+    *LATER,
+}
+TABLE = Table(LaunchOptions, later=LATER | OF_TORCHRUN, ours=OURS)
 _DEFAULTS = {each.name: each.convert(each.default) for each in TABLE}
 
 # The launcher or torch's agent sets these for each rank.
@@ -562,76 +618,17 @@ _RANK_VARIABLES = frozenset(
 )
 
 
-def help_text(surface: Surface) -> str:
-    """Return the help of `%%elastic_launch?` and its kin."""
-    return f"{_HELP_HEADS[surface]}\n\n{TABLE.help_text(surface)}"
-
-
-_HOW_TO_WRITE = """\
-Options are written name=value or --name value; dashes and underscores are equal. A flag is on by
-its name alone, and off by flag=false. Quotes and brackets keep blanks together. A bare word may be
-a variable of the notebook (devices=chosen), and {expression} is evaluated."""
-_HELP_HEADS = {
-    Surface.CELL: f"""\
-%%elastic_launch [option=value ...]
-
-Run the cell on several ranks under torch's elastic agent, and show their output and their results
-below it. If the cell ends with a function definition, that function is launched; otherwise every
-rank runs the whole cell. The cell's value is the Run: run.results[0] is what rank 0 returned.
-
-    %%elastic_launch devices=cuda:0,1 max_restarts=1 -o run
-    def train(launcher):
-        ...
-
-{_HOW_TO_WRITE}""",
-    Surface.LINE: f"""\
-%elastic_launch [option=value ...] script.py [argument ...]
-%elastic_launch [option=value ...] -m module [argument ...]
-%elastic_launch [option=value ...] --no-python program [argument ...]
-%elastic_launch [option=value ...] function
-
-Run a script, a module, a program, or a function of the notebook, on several ranks under torch's
-elastic agent, as torchrun does, and show their output below the cell. The cell's value is the Run.
-Options stand before what is launched; what follows is the script's, as it is typed but for quotes
-and for {{expression}}, which is evaluated.
-
-    %elastic_launch devices=cuda:0,1 train.py --lr {{lr}}
-
-{_HOW_TO_WRITE}""",
-    Surface.PYTHON: """\
-ElasticLauncher(devices, option=value, ...).freeze()(function, *args, **kwargs)
-
-Run the function on several ranks under torch's elastic agent. Values are Python values, or texts
-as the magic takes them.""",
-    Surface.CLI: """\
-ice_notebook launch [--option VALUE ...] script.py [argument ...]
-ice_notebook launch [--option VALUE ...] -m module [argument ...]
-ice_notebook launch [--option VALUE ...] --no-python program [argument ...]
-
-Run a script on several ranks of this machine under torch's elastic agent, as torchrun does. Each
-line of output has its rank before it. `python -m ice_notebook launch` is the same.
-
-    ice_notebook launch --nproc-per-node 2 train.py --lr 0.1
-    ice_notebook launch --devices cuda:0,1 --max-restarts 3 --log-dir logs -t 3 -m package.train
-
-Options stand before the script; what follows is the script's. They are written --name VALUE or
---name=VALUE, with dashes or underscores; a flag is off by --name=false.
-
-Exit status: 0 when all ranks ended with 0; the code of the rank that failed first, or 128 + N when
-a signal N ended it; 130 after Ctrl-C, 128 + N after a signal N; 124 when the time was over; 2 when
-it cannot be launched as asked. Ctrl-C stops the run in order, a second one kills it.""",
-}
-
-
 # ---- what goes together ------------------------------------------------------------------------------------------------------------
 
 
 def _refuse_two_kinds_of_script(options: LaunchOptions) -> None:
     kinds = [name for name in ("module", "no_python", "run_path") if getattr(options, name)]
     if len(kinds) > 1:
-        raise OptionError.conflict(kinds[0], kinds[1], "they say two things of what is launched; give one.")
+        raise OptionError.conflict(written(kinds[0]), written(kinds[1]), "they say two things of what is launched; give one.")
     if options.no_python and not options.use_env:
-        raise OptionError.conflict("no_python", "use_env=false", "a program is not given --local-rank=N; it has LOCAL_RANK.")
+        raise OptionError.conflict(
+            written("no_python"), written("use_env", "false"), "a program is not given --local-rank=N; it has LOCAL_RANK."
+        )
 
 
 def _refuse_environment(options: LaunchOptions) -> None:
@@ -641,7 +638,9 @@ def _refuse_environment(options: LaunchOptions) -> None:
             raise OptionError.refused("env", name, "the launcher sets it for each rank; leave it out.")
     if options.env.get("CUDA_VISIBLE_DEVICES"):
         raise OptionError.refused(
-            "env", "CUDA_VISIBLE_DEVICES", "it is set from the chosen devices; choose them with devices=cuda:…."
+            "env", "CUDA_VISIBLE_DEVICES", f"it is set from the chosen devices; choose them with {written('devices', 'cuda:…')}."
         )
     if options.omp_num_threads is not None and "OMP_NUM_THREADS" in options.env:
-        raise OptionError.conflict("omp_num_threads", "env=OMP_NUM_THREADS", "they set the same variable; give one.")
+        raise OptionError.conflict(
+            written("omp_num_threads"), written("env", "OMP_NUM_THREADS"), "they set the same variable; give one."
+        )

@@ -6,7 +6,7 @@ A word ends at a blank, unless that is inside quotes or brackets: those run to t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from ice_notebook.errors import IceNotebookError, OptionError
@@ -15,6 +15,8 @@ from ice_notebook.options import Option, Surface, Table
 
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 QUOTES = "'\""
+HELP = ("-h", "--help")
+_FROM_ENVIRONMENT = "PET_"  # torchrun's prefix
 
 
 # ---- words -------------------------------------------------------------------------------------------------------------------------
@@ -46,19 +48,25 @@ def _end_of_word(line: str, at: int) -> int:
 
 def _end_of_piece(text: str, start: int) -> int:
     """Return where the character at `start` ends: one further, or behind its partner when it is a quote or an opening bracket."""
-    opening = text[start]
-    if opening in QUOTES:
+    if text[start] in QUOTES:
         return _end_of_quote(text, start)
-    if opening not in CLOSING:
-        return start + 1
-    at = start + 1
+    opened: list[int] = []  # where the brackets stand that are open; however deep they are nested, a loop goes through them
+    at = start
     while at < len(text):
-        if text[at] == CLOSING[opening]:
-            return at + 1
-        if text[at] in CLOSING.values():
-            break  # another bracket's partner: (]
-        at = _end_of_piece(text, at)
-    raise OptionError.unbalanced(text[start:])
+        character = text[at]
+        if character in QUOTES:
+            at = _end_of_quote(text, at)
+            continue
+        if character in CLOSING:
+            opened.append(at)
+        elif opened and character in CLOSING.values():
+            if character != CLOSING[text[opened[-1]]]:
+                break  # another bracket's partner: (]
+            opened.pop()
+        at += 1
+        if not opened:
+            return at
+    raise OptionError.unbalanced(text[opened[-1] :])
 
 
 def _end_of_quote(text: str, start: int) -> int:
@@ -195,8 +203,51 @@ def _read_values(
 
 
 def wants_help(line: str) -> bool:
-    """Return whether the line asks what it may say."""
-    return line.strip() in {"-h", "--help", "?", "help"}
+    """Return whether the line of a magic asks what it may say, and nothing else."""
+    return line.strip() in {*HELP, "?", "help"}
+
+
+def asks_for_help(words: Sequence[str], table: Table, surface: Surface) -> bool:
+    """Return whether words ask for help among the options, before what is launched. What cannot be read is no reason not to help."""
+    at = 0
+    while at < len(words) and words[at] != "--":
+        if words[at] in HELP:
+            return True
+        try:
+            option, typed = _read_word(words[at], table, surface)
+        except OptionError:
+            option = typed = None
+            if not words[at].startswith("-"):
+                return False
+        else:
+            if option is None:
+                return False
+        # A value may be anything, but for another option.
+        takes_next = option is not None and typed is None and not option.grammar.is_flag
+        at += 2 if takes_next and "--help" not in words[at + 1 : at + 2] else 1
+    return False
+
+
+def read_environment(environment: Mapping[str, str], table: Table, given: Container[str]) -> dict[str, tuple[str, Any]]:
+    """Return the options that the environment gives as it gives them to torchrun, by `PET_MAX_RESTARTS`: its variable, and the value.
+
+    Those that are `given` otherwise do not count.
+
+    Raises:
+        OptionError: a variable cannot be read, or names an option of torchrun's that is not here.
+    """
+    found: dict[str, tuple[str, Any]] = {}
+    for variable, text in sorted(environment.items()):
+        name = variable.removeprefix(_FROM_ENVIRONMENT).lower()
+        if not variable.startswith(_FROM_ENVIRONMENT) or not variable.isupper() or not text or not table.is_torchruns(name):
+            continue
+        try:
+            option = table.find(name, Surface.CLI)
+            if option.name not in given:
+                found[option.name] = variable, option.parse(text)
+        except IceNotebookError as error:
+            raise error.from_environment([variable]) from None
+    return found
 
 
 def _read_options(words: Sequence[str], table: Table, surface: Surface) -> Iterator[tuple[Option | None, str | None, int]]:
@@ -221,14 +272,19 @@ def _read_options(words: Sequence[str], table: Table, surface: Surface) -> Itera
 
 def _read_word(word: str, table: Table, surface: Surface) -> tuple[Option | None, str | None]:
     """Return the option that a word names, None if it names none, and the value in the same word if there is one."""
-    if named := re.fullmatch(r"(?:--)?([A-Za-z_][\w-]*)=(.*)", word, re.DOTALL):
-        return table.find(named[1], surface), named[2]
-    if long := re.fullmatch(r"--([A-Za-z_][\w-]*)", word):
-        return table.find(long[1], surface), None
+    if long := re.fullmatch(r"--([A-Za-z_][\w-]*)(?:=(.*))?", word, re.DOTALL):
+        return table.find_begun(long[1], surface), long[2]
     if short := re.fullmatch(r"-([A-Za-z])(?:=?(.+))?", word, re.DOTALL):
         return table.find_short(short[1], surface), short[2]
-    # A shell's command line has its options behind dashes. On a magic's line that may name a program, one that needs a value is no option.
-    if surface is not Surface.CLI and table.knows(word) and (surface is Surface.CELL or table.is_flag(word)):
+    if surface is Surface.CLI:
+        # A shell's command line has its options behind dashes, and nothing else there.
+        if word.startswith("-") and word != "-":
+            raise OptionError.unknown(word, [])
+        return None, None
+    if named := re.fullmatch(r"([A-Za-z_][\w-]*)=(.*)", word, re.DOTALL):
+        return table.find(named[1], surface), named[2]
+    # On a magic's line that may name a program, an option that needs a value is none without it.
+    if table.knows(word) and (surface is Surface.CELL or table.is_flag(word)):
         return table.find(word, surface), None
     return None, None
 

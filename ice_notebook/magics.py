@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
-from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand, output_can_be_silenced
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from ice_notebook import cell as cells
 from ice_notebook import holders, machine, notebook, picked
 from ice_notebook.cell import BodyTask, Cell, FunctionTask
-from ice_notebook.errors import CellError, IceNotebookError, ScriptError
-from ice_notebook.launch_options import TABLE, LaunchOptions, help_text
+from ice_notebook.errors import CellError, CellSyntaxError, IceNotebookError, OptionError, ScriptError
+from ice_notebook.help_pages import help_text
+from ice_notebook.interrupts import stopped
+from ice_notebook.ipython_versions import Completions, add_completer, output_can_be_silenced, remove_completer
+from ice_notebook.launch_options import TABLE, LaunchOptions
 from ice_notebook.launcher import ElasticLauncher, read_call
-from ice_notebook.line import complete_line, read_launch_line, read_line, read_value, wants_help
+from ice_notebook.line import asks_for_help, complete_line, read_launch_line, read_line, read_value, split_words, wants_help
 from ice_notebook.options import Surface
 from ice_notebook.planning import check_platform, make_preparation
 from ice_notebook.pool import pool
 from ice_notebook.run import Run
 from ice_notebook.scripts import ScriptTask, read_script, scripts_here
+from ice_notebook.widgets.kernel import can_draw
 from ice_notebook.widgets.picker_state import listing
 
 _MAGIC = "%%elastic_launch"
@@ -63,13 +67,21 @@ class ElasticMagics(Magics):
     @line_cell_magic
     def elastic_launch(self, line: str, cell: str | None = None) -> Run | None:
         __tracebackhide__ = True
-        if wants_help(line):
-            print(help_text(Surface.LINE if cell is None else Surface.CELL))  # noqa: T201 - what was asked for
+        place = Surface.LINE if cell is None else Surface.CELL
+        if wants_help(line) or _asks_for_help(line, place):
+            print(help_text(place))  # noqa: T201 - what was asked for
             return None
         try:
             return self._launch_line(line) if cell is None else self._launch_cell(line, cell)
         except IceNotebookError as error:
             raise error.with_traceback(None) from error.__cause__
+        except KeyboardInterrupt as interrupt:
+            from ice_notebook import tracebacks  # noqa: PLC0415 - nobody else here needs it
+
+            # It has hit us while the line was read, say: those frames mean nothing to the user.
+            if not hasattr(interrupt, "_render_traceback_") and not tracebacks.has_users_frames(interrupt):
+                raise stopped("the launch was interrupted") from None
+            raise
 
     elastic_launch.__doc__ = f"{help_text(Surface.CELL)}\n\n{help_text(Surface.LINE)}"
 
@@ -105,7 +117,7 @@ class ElasticMagics(Magics):
 
     def _set_devices(self, text: str) -> Any:
         """Set the devices of launches that name none, and return the picker that is to be shown, if one is."""
-        if not text and not notebook.has_page():
+        if not text and not can_draw():
             here = machine.inventory()
             print("\n".join(listing(here, holders.look(here.visible))))  # noqa: T201 - what was asked for
             return None
@@ -178,12 +190,14 @@ class ElasticMagics(Magics):
         return launcher.launch(task, name, waits=not options.background, on_run=bind)
 
     def _read_cell(self, text: str) -> Cell:
-        """Return the cell under the name and the line numbers that a person sees: the magic's line is line 1."""
-        source = "\n" + self.shell.transform_cell(text)
-        # The number of the cell that runs; `execution_count` is one ahead in IPython 9.
-        number = self.shell.displayhook.prompt_count
-        file_name = self.shell.compile.cache(source, number, raw_code=f"{_MAGIC}\n{text}")
-        return cells.read_cell(source, file_name, f"Cell In[{number}]", flags=self.shell.compile.flags)
+        """Return the cell under the name and the line numbers that a person sees."""
+        source = "\n" * notebook.lines_above(text) + self.shell.transform_cell(text)
+        label = notebook.running_cell()
+        try:
+            file_name = notebook.name_cell(source, f"{_MAGIC}\n{text}")
+        except UnicodeEncodeError as error:  # half a surrogate pair: no source of Python's can hold it
+            raise CellSyntaxError.of(SyntaxError(str(error)), label) from None
+        return cells.read_cell(source, file_name, label, flags=self.shell.compile.flags)
 
     def _task(self, cell: Cell, launcher: ElasticLauncher) -> tuple[FunctionTask | BodyTask, str]:
         __tracebackhide__ = True
@@ -193,8 +207,7 @@ class ElasticMagics(Magics):
             if options.args is not None or options.kwargs is not None:
                 raise CellError.body_arguments()
             cells.check_body(cell)
-            names = {**self.shell.user_ns, "launcher": launcher}
-            return cell.body_task(names), "cell"
+            return cell.body_task({"launcher": launcher, **self.shell.user_ns}), "cell"
         cells.check_definition(cell)
         cell.define(self.shell.user_ns)
         return self._call(name, launcher)
@@ -217,6 +230,12 @@ class ElasticMagics(Magics):
         return namespace[name]
 
 
+def _asks_for_help(line: str, place: Surface) -> bool:
+    with contextlib.suppress(OptionError):  # its words cannot be told apart, which is said when they are read
+        return asks_for_help(split_words(line), TABLE, place)
+    return False
+
+
 def _answer(line: str, help_page: str, act: Callable[[str], Any]) -> Any:
     """Print the help of a line magic when its line asks for it, and do what it says otherwise."""
     __tracebackhide__ = True
@@ -234,8 +253,7 @@ def load(shell: Any) -> None:
     shell.register_magics(ElasticMagics)
     if keep_empty_body not in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.append(keep_empty_body)
-    if not any(getattr(matcher, "ice_notebook", False) for matcher in shell.Completer.custom_matchers):
-        shell.Completer.custom_matchers.append(_matcher(shell))
+    add_completer(shell, lambda typed, *, is_first_line: _complete(shell, typed, is_first_line=is_first_line))
 
 
 def unload(shell: Any) -> None:
@@ -247,8 +265,7 @@ def unload(shell: Any) -> None:
     pool().stop()
     if keep_empty_body in shell.input_transformers_cleanup:
         shell.input_transformers_cleanup.remove(keep_empty_body)
-    matchers = shell.Completer.custom_matchers
-    matchers[:] = [matcher for matcher in matchers if not getattr(matcher, "ice_notebook", False)]
+    remove_completer(shell)
 
 
 def keep_empty_body(lines: list[str]) -> list[str]:
@@ -261,27 +278,15 @@ def keep_empty_body(lines: list[str]) -> list[str]:
     return lines
 
 
-def _matcher(shell: Any) -> Any:
-    @context_matcher(identifier="ice_notebook", priority=100)
-    def complete(typing: CompletionContext) -> SimpleMatcherResult:
-        typed = typing.full_text.split("\n")[typing.cursor_line][: typing.cursor_position]
-        if typing.cursor_line == 0 and typed.startswith(_MAGIC + " "):
-            fragment, candidates = complete_line(typed[len(_MAGIC) + 1 :], TABLE, shell.user_ns, Surface.CELL)
-        elif typed.startswith(_LINE + " "):
-            fragment, candidates = complete_line(typed[len(_LINE) + 1 :], TABLE, shell.user_ns, Surface.LINE)
-            if not candidates:
-                return {"completions": []}  # a script's name or an argument of it: IPython knows files
-        elif typed.startswith(_DEVICES + " "):
-            fragment, candidates = complete_line(f"devices={typed[len(_DEVICES) + 1 :]}", TABLE, shell.user_ns, Surface.CELL)
-        elif typed.startswith(_STANDBY + " "):
-            fragment, candidates = complete_line(f"standby={typed[len(_STANDBY) + 1 :]}", TABLE, shell.user_ns, Surface.CELL)
-        else:
-            return {"completions": []}
-        return {
-            "completions": [SimpleCompletion(text, type="option" if text.endswith("=") else "value") for text in candidates],
-            "matched_fragment": fragment,
-            "suppress": True,
-        }
-
-    complete.ice_notebook = True
-    return complete
+def _complete(shell: Any, typed: str, *, is_first_line: bool) -> Completions | None:
+    """Return what may follow on a line of one of our magics, None on others. `typed` is the line up to the cursor."""
+    names = shell.user_ns
+    if is_first_line and typed.startswith(_MAGIC + " "):
+        return complete_line(typed[len(_MAGIC) + 1 :], TABLE, names, Surface.CELL)
+    if typed.startswith(_LINE + " "):
+        found = complete_line(typed[len(_LINE) + 1 :], TABLE, names, Surface.LINE)
+        return found if found[1] else None  # else it is a script's name or an argument of it: IPython knows files
+    for magic, option in ((_DEVICES, "devices"), (_STANDBY, "standby")):
+        if typed.startswith(magic + " "):
+            return complete_line(f"{option}={typed[len(magic) + 1 :]}", TABLE, names, Surface.CELL)
+    return None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copyreg
 import linecache
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ice_notebook.descriptions import type_name, without_addresses
-from ice_notebook.errors import Refusal
+from ice_notebook.errors import Refusal, describe_error
+from ice_notebook.installed import is_library
 from ice_notebook.references import Path, find, line_of
 
 DEEP = 100  # levels of nesting that a value with a recursion error has at least
@@ -50,6 +51,26 @@ _SOCKET = Kind("an open connection", "Connect in the function.")
 _CALL = Kind("part of a running call", "Send the text that `traceback.format_exc()` gives.", "Return the text of the traceback.")
 _DATABASE = Kind("an open database", "Connect in the function.")
 _GROUP = Kind("a process group of this process", "Use the one of the rank, which `torch.distributed` has there.")
+_WRAPPED = Kind(
+    "a model that is wrapped for the process group of its ranks",
+    "Send the model itself, and wrap it in the function.",
+    "Return `model.module`, or its `state_dict()`.",
+)
+_SHARDED = Kind(
+    "a model whose parameters are spread over its ranks",
+    "Send the model itself, and wrap it in the function.",
+    "Return its state: `torch.distributed.checkpoint.state_dict.get_model_state_dict` gives a full one.",
+)
+OPERATOR = Kind(
+    "an operator that is registered with torch in this process",
+    "Define it in the function, or in a module that the function imports.",
+    "Return what it gives.",
+)
+_PARAMETRIZED = Kind(
+    "a module with parametrizations, which torch does not pickle",
+    "Send its `state_dict()`, or make the module in the function.",
+    "Return its `state_dict()`.",
+)
 _STREAM = Kind("part of this process's GPU context", "Create it in the function.")
 _GENERATOR = Kind(
     "a generator, which can only go on where it began",
@@ -102,6 +123,20 @@ _KINDS: dict[str, Kind] = {
     "_contextvars.ContextVar": Kind("a context variable", "Send its value, `.get()`.", "Return its value, `.get()`."),
     "torch.distributed.distributed_c10d.ProcessGroup": _GROUP,
     "torch.distributed.distributed_c10d.Store": _GROUP,
+    "torch.distributed.device_mesh.DeviceMesh": _GROUP,
+    "torch.nn.parallel.distributed.DistributedDataParallel": _WRAPPED,
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _SHARDED,
+    "torch.distributed.fsdp.FSDPModule": _SHARDED,
+    "torch.distributed.tensor.DTensor": Kind(
+        "a tensor that is spread over its ranks",
+        "Send the whole tensor, `.full_tensor()`.",
+        "Return `.full_tensor()` or `.to_local()` of it.",
+    ),
+    "torch.distributed.distributed_c10d.Work": Kind(
+        "an operation that is not finished", "Wait for it.", "Wait for it, and return its tensor."
+    ),
+    "torch.library.Library": OPERATOR,
+    "torch._library.custom_ops.CustomOpDef": OPERATOR,
     "torch.cuda.streams.Stream": _STREAM,
     "torch.cuda.streams.Event": _STREAM,
     "torch.utils.data.dataloader._BaseDataLoaderIter": Kind(
@@ -128,6 +163,8 @@ def kind_of_class(kind: type) -> Kind | None:
         )
     if kind in copyreg.dispatch_table:
         return None
+    if kind.__module__ == "torch.nn.utils.parametrize" and kind.__name__.startswith("Parametrized"):
+        return _PARAMETRIZED  # of a class that torch has made for this one module
     for base in kind.__mro__:
         known = _KINDS.get(f"{base.__module__}.{base.__qualname__}")
         if known is not None:
@@ -144,6 +181,13 @@ def device_kind(device: object) -> Kind:
     )
 
 
+def by_name_alone(module: str, name: str) -> Kind:
+    """Return the refusal of what is pickled as a name, where no module of the ranks has it by that name."""
+    return Kind(
+        f"an object that is known by a name, `{name}` of {module!r}, which the ranks do not have", "Create it in the function."
+    )
+
+
 def explain_refusal(error: BaseException, culprit: object, *, names: Mapping[str, object], by_value: Sequence[str] = ()) -> Refusal:
     """Return what stopped the pickler, where it was found and the way out.
 
@@ -156,13 +200,22 @@ def explain_refusal(error: BaseException, culprit: object, *, names: Mapping[str
     if isinstance(error, CannotTravel):
         kind, culprit = error.kind, error.culprit
     elif _is_recursion(error):
-        path = find(names, is_wanted=lambda _, depth: depth >= DEEP, by_value=by_value)
+        path = _find(names, lambda _, depth: depth >= DEEP, by_value)
         kind = Kind("nested too deeply to be pickled", "Send a flatter structure.", "Return a flatter structure.")
         return _refusal_at(path.head if path else None, names, kind)
     else:
         kind = _kind_from_error(error, culprit)
-    path = None if culprit is None else find(names, is_wanted=lambda value, _: value is culprit, by_value=by_value)
+    path = None if culprit is None else _find(names, lambda value, _: value is culprit, by_value)
     return _refusal_at(path, names, kind)
+
+
+def _find(names: Mapping[str, object], is_wanted: Callable[[object, int], bool], by_value: Sequence[str]) -> Path | None:
+    try:
+        return find(names, is_wanted=is_wanted, by_value=by_value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of the code of whatever is looked at: the reason is known, where it was found is not
+        return None
 
 
 def _is_recursion(error: BaseException) -> bool:
@@ -170,7 +223,7 @@ def _is_recursion(error: BaseException) -> bool:
 
 
 def _kind_from_error(error: BaseException, culprit: object) -> Kind:
-    reason = without_addresses(f"{type(error).__name__}: {error}".partition("\n")[0])[:REASON_CHARACTERS].rstrip(".")
+    reason = without_addresses(describe_error(error))[:REASON_CHARACTERS].rstrip(".")
     what = "something that cannot be pickled" if culprit is None else _with_article(type_name(culprit))
     return Kind(f"{what}, and pickling it raised {reason}", "Create it in the function, or send what it is made from.")
 
@@ -186,8 +239,14 @@ def _refusal_at(path: Path | None, names: Mapping[str, object], kind: Kind) -> R
         return Refusal(name, kind.what, kind.advice, kind.result_advice, is_inside=True)
     # A bound method is known by its own name: nobody writes `get_ipython.__self__`.
     text = path.text.removesuffix(".__self__")
-    found = Refusal(text, kind.what, kind.advice, kind.result_advice, is_inside=path.is_inside or text != path.text)
-    if path.user is None:
+    if path.owner is not None and path.owner.text:
+        # What is inside a library's object is not the user's affair: the object is.
+        owner = path.owner.text
+        part = "" if text == owner else f" (`{text}`)"
+        found = Refusal(owner, f"{kind.what}{part}", f"Create `{owner}` in the function.", kind.result_advice, is_inside=True)
+    else:
+        found = Refusal(text, kind.what, kind.advice, kind.result_advice, is_inside=path.is_inside or text != path.text)
+    if path.user is None or is_library(path.user.__code__.co_filename):
         return found
     line = line_of(path.user.__code__, path.variable)
     source = linecache.getline(path.user.__code__.co_filename, line).strip() if line else ""

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
-from ice_notebook.errors import ScriptError
+from ice_notebook import bytecode
+from ice_notebook.errors import ScriptError, printable
 from ice_notebook.launch_options import LaunchOptions
 from ice_notebook.protocol import LOCAL_RANK, Script, ScriptKind
 
 NAME_CHARACTERS = 200  # of a command, in the name of what runs
 _MAIN = "__main__.py"
+_MAINS = (_MAIN, "__main__.pyc")
 _WHAT = "give a script, -m and a module, or --no-python and a program, behind the options"
 
 
@@ -35,7 +37,7 @@ class ScriptTask:
         """Return the command as a person writes it, cut where it gets long."""
         script = self.script
         words = [*(["-m"] if script.kind is ScriptKind.MODULE else []), script.target, *script.args]
-        text = " ".join(word if word == f"--local-rank={LOCAL_RANK}" else shlex.quote(word) for word in words)
+        text = printable(" ".join(word if word == f"--local-rank={LOCAL_RANK}" else shlex.quote(word) for word in words))
         return text if len(text) <= NAME_CHARACTERS else f"{text[: NAME_CHARACTERS - 1]}…"
 
 
@@ -64,7 +66,7 @@ def read_script(options: LaunchOptions, words: Sequence[str], *, module_path: Se
     if options.run_path and not os.path.isabs(target):
         raise ScriptError.not_absolute(target)
     text = _check_file(target)
-    sources = {os.path.abspath(target): (os.path.basename(target), text)} if text is not None else {}
+    sources = {os.path.abspath(target): (printable(os.path.basename(target)), text)} if text is not None else {}
     script = Script(kind=ScriptKind.FILE, target=target, args=args, path=tuple(module_path), may_stand_by=options.run_path)
     return ScriptTask(script, sources)
 
@@ -73,15 +75,18 @@ def read_script(options: LaunchOptions, words: Sequence[str], *, module_path: Se
 
 
 def _check_file(path: str) -> str | None:
-    """Return the text of a script that is Python; None for a folder or an archive with a main module."""
+    """Return the text of a script that is Python; None for a folder or an archive with a main module, and for compiled Python."""
     if os.path.isdir(path):
-        if not os.path.exists(os.path.join(path, _MAIN)):
+        if not any(os.path.exists(os.path.join(path, main)) for main in _MAINS):
             raise ScriptError.no_main(path)
         return None
     if not os.path.exists(path):
         raise ScriptError.missing(path, os.getcwd(), scripts_here(path))
     if zipfile.is_zipfile(path):
         _check_archive(path)
+        return None
+    if bytecode.is_bytecode(path):
+        _check_bytecode(path)
         return None
     try:
         with tokenize.open(path) as file:  # as Python reads its sources, with the encoding that they name
@@ -100,8 +105,17 @@ def _check_file(path: str) -> str | None:
 
 def _check_archive(path: str) -> None:
     with zipfile.ZipFile(path) as archive:
-        if _MAIN not in archive.namelist():
+        if not set(_MAINS) & set(archive.namelist()):
             raise ScriptError.no_main(path)
+
+
+def _check_bytecode(path: str) -> None:
+    try:
+        fault = bytecode.fault_of(path)
+    except OSError as error:
+        raise ScriptError.unreadable(path, error) from error
+    if fault:
+        raise ScriptError.bytecode(path, fault)
 
 
 def _first_fault(error: SyntaxError) -> str:

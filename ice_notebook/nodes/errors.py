@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ice_notebook.errors import IceNotebookError
+from collections.abc import Sequence
+
+from ice_notebook.errors import IceNotebookError, join
 
 
 class NodeError(IceNotebookError, ConnectionError):
@@ -106,10 +108,35 @@ class NodeError(IceNotebookError, ConnectionError):
         )
 
     @classmethod
-    def not_met(cls, where: str, n_here: int, n_nodes: int, timeout_s: float) -> NodeError:
+    def not_met(cls, where: str, here: Sequence[str], n_nodes: int, timeout_s: float) -> NodeError:
+        who = f"{len(here)} of {n_nodes} did ({join(here, 'and')})" if here else f"none of {n_nodes} did"
         return cls(
-            f"The nodes did not all meet at {where} within {timeout_s:g} s: {n_here} of {n_nodes} did. Start every node with the same "
-            "nnodes, master_addr and master_port, and a node_rank of its own, and let the port through the firewall."
+            f"The nodes did not all meet at {where} within {timeout_s:g} s: {who}. Start every node with the same "
+            "meeting place and nnodes, with static a node_rank of its own, and let the port through the firewall."
+        )
+
+    @classmethod
+    def not_reached(cls, where: str, why: str, timeout_s: float) -> NodeError:
+        return cls(
+            f"The nodes' meeting place {where} was not reached within {timeout_s:g} s: {why}. Start the node that has this address, and let "
+            "the port through the firewall."
+        )
+
+    @classmethod
+    def meeting_lost(cls, where: str) -> NodeError:
+        return cls(
+            f"The connection to the nodes' meeting place {where} was lost: the node that had it has ended, or is not reached any more."
+        )
+
+    @classmethod
+    def meeting_closed(cls, where: str) -> NodeError:
+        return cls(f"The nodes' meeting at {where} was ended by another node. Start every node again.")
+
+    @classmethod
+    def unreadable_state(cls, where: str) -> NodeError:
+        return cls(
+            f"What lies at the nodes' meeting place {where} was not written by this version of ice_notebook. Start every node with the same one, "
+            "and let nobody else reach the port."
         )
 
     @classmethod
@@ -128,10 +155,7 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def silent(cls, where: str, timeout_s: float) -> NodeError:
-        return cls(
-            f"A node that came to {where} did not answer as ice_notebook does within {timeout_s:g} s: it was lost, or it is a torchrun. "
-            "Start every node with ice_notebook launch, or every node with torchrun."
-        )
+        return cls(f"The first node that met at {where} did not say within {timeout_s:g} s where the ranks' store is: it was lost.")
 
     @classmethod
     def store(cls, where: str, timeout_s: float) -> NodeError:

@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ice_notebook import agents, devices, environment, machine, planning, processes, store
+import msgspec
+
+from ice_notebook import agents, boot, devices, environment, inherited, machine, planning, processes, store, upkeep
 from ice_notebook import protocol as p
-from ice_notebook.agents import AgentProcess
+from ice_notebook.agents import AgentProcess, how_it_ended
 from ice_notebook.errors import IceNotebookError, LaunchError
 from ice_notebook.frames import Channel, Frame
 from ice_notebook.nodes import messages as m
@@ -27,6 +29,7 @@ from ice_notebook.nodes import tls
 from ice_notebook.nodes.errors import NodeError
 from ice_notebook.nodes.files import PIECE_BYTES, IncomingFile, send_file
 from ice_notebook.nodes.token import VARIABLE, Token, parse_token
+from ice_notebook.shared_values import SharedValues
 from ice_notebook.store import RunFolder
 
 CONNECT_S = 60.0  # a run may be about to begin: either machine may be the first
@@ -39,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     asked = _parse(argv)
     try:
         planning.check_platform()
-        store.clean_up()
+        upkeep.clean_up()
         host, port = _read_address(asked.address)
         token = _read_token()
         found = None if asked.devices is None else devices.parse_devices(asked.devices)
@@ -117,18 +120,21 @@ def _node(channel: Channel, asked: devices.Devices | None, n_ranks: int | None, 
         resolved = _resolve(theirs, asked, n_ranks)
         run_id = store.new_run_id()
         folder = RunFolder.create(run_id)
-        shared = store.make_shared_dir(run_id)
+        shared = SharedValues.make(run_id)
         try:
-            places = [shared / "payload"] if shared is not None else []
+            places = [shared.path / "payload"] if shared is not None else []
             sources = _receive_file(channel, [folder.sources_file])
             payload = _receive_file(channel, [*places, folder.payload_file])
             plan = _make_plan(theirs, resolved, run_id, folder, address)
-            plan = p.replace(store.with_places(plan, payload=payload, shared=shared), sources=str(sources))
+            plan = p.replace(
+                p.with_places(plan, payload=payload, shared=None if shared is None else shared.path), sources=str(sources)
+            )
             folder.write_plan(plan)
-            with folder.lock() or contextlib.nullcontext():
+            with folder.own() or contextlib.nullcontext(), folder.lock() or contextlib.nullcontext():
                 yield Node(channel, plan, folder)
         finally:
-            store.remove_shared_dir(run_id)
+            if shared is not None:
+                shared.discard()
     except (OSError, EOFError) as error:
         if isinstance(error, IceNotebookError):
             raise
@@ -165,7 +171,7 @@ def _receive_file(channel: Channel, places: Sequence[Path]) -> Path:
             incoming = IncomingFile(places, int(frame.fields["size_bytes"]))
         if incoming.take(frame):
             if incoming.error is not None:
-                raise LaunchError.payload(incoming.error)
+                raise LaunchError.files("The function and its values", incoming.error)
             return incoming.path
 
 
@@ -174,6 +180,7 @@ def _make_plan(theirs: p.Plan, resolved: devices.ResolvedDevices, run_id: str, f
     nodes = theirs.nodes
     assert nodes is not None
     streams = {rank.local_rank: (int(rank.redirects), int(rank.tee)) for rank in theirs.ranks}
+    sys_path = tuple(entry for entry in sys.path if isinstance(entry, str))
     return p.replace(
         theirs,
         run_id=run_id,
@@ -191,11 +198,12 @@ def _make_plan(theirs: p.Plan, resolved: devices.ResolvedDevices, run_id: str, f
             interface=environment.interface_of(address),
         ),
         cwd=os.getcwd(),
-        sys_path=tuple(entry for entry in sys.path if isinstance(entry, str)),
+        sys_path=sys_path,
+        pins=boot.pinned(boot.boot_path(sys_path, os.getcwd())),
         umask=agents.current_umask(),
+        inherited=inherited.read(),
         interpreter=agents.interpreter(),
         kernel_pid=os.getpid(),
-        kernel_started=processes.own_start_time(),
     )
 
 
@@ -214,7 +222,8 @@ class Node:
         self._ended: p.RunEnded | None = None
         self._is_lost = False  # the first machine is gone
         self._agent_has_ended = threading.Event()
-        self._stops = 0
+        self._is_leaving = False
+        self._presses = 0  # of Ctrl-C: a scheduler's second signal is none
 
     def run(self) -> int:
         """Take part to the end. Returns the exit status."""
@@ -230,17 +239,23 @@ class Node:
         threading.Thread(target=self._hear_first, name="ice-first", daemon=True).start()
         # A handler must not raise: half a frame would be on its way. A thread does what is to be done.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda *_: threading.Thread(target=self._leave, daemon=True).start())
+            signal.signal(number, lambda came, _: threading.Thread(target=self._leave, args=[came], daemon=True).start())
         try:
             self._follow_agent()
         finally:
             self._agent_has_ended.set()
             self._agent.kill()
             code = self._agent.close(self._folder.agent_log)
+            self._ended = self._ended or self._end_in_journal()  # an agent does not wait for who reads nothing
             processes.sweep(plan.marker, looks=1 if self._ended else 3)
         self._files.put(None)
         sender.join()
         return self._say_how_it_ended(code)
+
+    def _end_in_journal(self) -> p.RunEnded | None:
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            return next((event for event in self._folder.read_events() if isinstance(event, p.RunEnded)), None)
+        return None
 
     def _follow_agent(self) -> None:
         """Pass on what the agent says until it has nothing more to say."""
@@ -301,11 +316,13 @@ class Node:
     # ---- the first machine
 
     def _hear_first(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
+        # What cannot be read is an end as well: a machine that cannot be understood cannot stop this one.
+        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, msgspec.MsgspecError):
             while True:
                 frame = self._channel.receive()
                 if frame.kind == "stop":
-                    self._stop(frame.fields["reason"], is_urgent=bool(frame.fields.get("urgent")))
+                    by = int(frame.fields.get("signal", signal.SIGINT))
+                    self._stop(frame.fields["reason"], is_urgent=bool(frame.fields.get("urgent")), by=by)
                 elif frame.kind == m.MESSAGE:
                     with contextlib.suppress(OSError):  # the agent is gone, which the main thread sees to
                         self._agent.channel.send(frame.kind, frame.body)
@@ -313,32 +330,33 @@ class Node:
             self._is_lost = True
             self._stop("the first node is gone", is_urgent=False)
 
-    def _stop(self, reason: str, *, is_urgent: bool) -> None:
+    def _stop(self, reason: str, *, is_urgent: bool, by: int = signal.SIGINT) -> None:
         with contextlib.suppress(OSError):
-            self._agent.channel.send("stop", reason=reason, urgent=is_urgent)
+            self._agent.channel.send("stop", reason=reason, urgent=is_urgent, signal=by)
         threading.Thread(target=self._kill_late, name="ice-late", daemon=True).start()
 
     def _kill_late(self) -> None:
         if not self._agent_has_ended.wait(self._plan.grace + END_WAIT_S):
             self._agent.kill()
 
-    def _leave(self) -> None:
-        self._stops += 1
-        if self._stops == 1:
-            _say("leaving; press Ctrl-C again to kill its ranks")
+    def _leave(self, by: int) -> None:
+        self._presses += by == signal.SIGINT
+        if not self._is_leaving:
+            self._is_leaving = True
+            _say("leaving; press Ctrl-C again to kill its ranks" if by == signal.SIGINT else "leaving")
             self._tell(m.MESSAGE, p.encode(m.Leaving(why="left")))
-        self._stop("left", is_urgent=self._stops > 1)
+        self._stop("left", is_urgent=self._presses > 1, by=by)
 
     def _say_how_it_ended(self, code: int | None) -> int:
         ended = self._ended
-        if self._stops:
+        if self._is_leaving:
             _say("left the run")
             return _EXIT_INTERRUPTED
         if self._is_lost:
             _say("the first node is gone: the run is over")
             return _EXIT_FAILED
         if ended is None:
-            _say(f"the agent of this node ended without a word ({'signal' if (code or 0) < 0 else 'exit code'} {abs(code or 0)})")
+            _say(how_it_ended(code, self._folder.agent_log))
             return _EXIT_FAILED
         _say(f"the run {ended.outcome.value}{f': {ended.reason}' if ended.reason else ''}")
         return 0 if ended.outcome is p.Outcome.SUCCEEDED else _EXIT_FAILED

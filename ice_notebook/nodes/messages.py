@@ -9,8 +9,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import msgspec
-
+from ice_notebook import exact_json
 from ice_notebook import protocol as p
 from ice_notebook.nodes.errors import NodeError
 
@@ -111,7 +110,7 @@ class Finish(p.Struct, frozen=True, kw_only=True, tag="finish"):
     number: int
 
 
-_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+_decoder: exact_json.Decoder[Any] = exact_json.Decoder(
     Hello | Refused | Welcome | Equipped | Ready | StoreMade | RoundFailed | Done | Leaving | Round | Over | Finish
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ice_notebook.errors import OptionError
+from ice_notebook.errors import OptionError, written
 from ice_notebook.grammars import Nodes, Seconds
 
 if TYPE_CHECKING:
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 LAST_CALL_S = 1.0  # torch waits 30 s for nodes beyond the least number; here a late one begins a new round whenever it comes
 JOIN_TIMEOUT_S = 600.0  # torch's
-_ONE_NODE = "there is one node, this machine, unless nnodes says otherwise; leave it out, or give nnodes."
 _ALONE = "the first says that this node is alone; leave one out."
+_MUST_KNOW = "all nodes must know where they meet: give"
 _NODE_0 = (
     "the machine of the notebook is node 0. Launch there, and run the command that the run shows, `python -m ice_notebook join …`, on the "
     "others."
@@ -64,47 +64,42 @@ def check_nodes_by_hand(options: LaunchOptions) -> None:
     Raises:
         OptionError: they could not meet.
     """
-    written = Nodes().format(options.nnodes)
+    number = Nodes().format(options.nnodes)
     if options.standalone:
-        raise OptionError.conflict("standalone", f"nnodes={written}", _ALONE)
+        raise OptionError.conflict(written("standalone"), written("nnodes", number), _ALONE)
     if options.rdzv_backend == "static":
         if options.nnodes[0] != options.nnodes[1]:
-            raise OptionError.refused(
-                "nnodes", written, "a range needs rdzv_backend=c10d; with static the number of nodes is fixed."
-            )
+            range_needs = f"a range needs {written('rdzv_backend', 'c10d')}; with static the number of nodes is fixed."
+            raise OptionError.refused("nnodes", number, range_needs)
         if options.node_rank >= options.nnodes[1]:
-            last = options.nnodes[1] - 1
-            raise OptionError.refused(
-                "node_rank", str(options.node_rank), f"nodes are numbered from 0 to {last} with nnodes={written}."
-            )
+            numbers = f"nodes are numbered from 0 to {options.nnodes[1] - 1} with {written('nnodes', number)}."
+            raise OptionError.refused("node_rank", str(options.node_rank), numbers)
         if not options.meeting_port:
-            raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give master_addr and master_port.")
+            raise OptionError.refused("nnodes", number, f"{_MUST_KNOW} {written('master_addr')} and {written('master_port')}.")
     elif not options.rdzv_endpoint or not options.meeting_port:
-        raise OptionError.refused("nnodes", written, "all nodes must know where they meet: give rdzv_endpoint=HOST:PORT.")
+        raise OptionError.refused("nnodes", number, f"{_MUST_KNOW} {written('rdzv_endpoint', 'HOST:PORT')}.")
     else:
         _refuse_one_port(options)
 
 
 def _refuse_other_nodes(options: LaunchOptions) -> None:
-    """Refuse, by name, what describes other nodes when this one is alone, and what cannot be said of several."""
+    """Refuse, by name, what describes other nodes when this one is alone, and what cannot be said of several.
+
+    An address of the one node is no such thing: schedulers' scripts give it whatever the number of nodes.
+    """
     if options.has_other_nodes:
         _refuse_for_several_nodes(options)
         return
+    one_node = f"there is one node, which is number 0, unless {written('nnodes')} says otherwise."
     if options.node_rank != 0:
-        raise OptionError.refused("node_rank", options.node_rank, _ONE_NODE)
-    if not _is_loopback(options.master_addr):
-        raise OptionError.refused("master_addr", options.master_addr, f"its ranks meet on the loopback address: {_ONE_NODE}")
-    if options.standalone:
-        return  # as torch does: whatever the rendezvous options say is not used
-    if options.rdzv_endpoint and not _is_loopback(host_and_port(options.rdzv_endpoint)[0]):
-        raise OptionError.refused("rdzv_endpoint", options.rdzv_endpoint, f"its ranks meet on the loopback address: {_ONE_NODE}")
-    if options.rdzv_configs.get("rank", "0") != "0":
-        raise OptionError.refused("rdzv_configs", f"rank={options.rdzv_configs['rank']}", _ONE_NODE)
+        raise OptionError.refused("node_rank", options.node_rank, one_node)
+    if options.rdzv_configs.get("rank", "0") != "0" and not options.standalone:
+        raise OptionError.refused("rdzv_configs", f"rank={options.rdzv_configs['rank']}", one_node)
 
 
 def _refuse_for_several_nodes(options: LaunchOptions) -> None:
     if options.standalone:
-        raise OptionError.conflict("standalone", f"nnodes={Nodes().format(options.nnodes)}", _ALONE)
+        raise OptionError.conflict(written("standalone"), written("nnodes", Nodes().format(options.nnodes)), _ALONE)
     for name, number in (("node_rank", str(options.node_rank)), ("rdzv_configs", options.rdzv_configs.get("rank", "0"))):
         if number != "0":
             found = number if name == "node_rank" else f"rank={number}"
@@ -117,8 +112,8 @@ def _refuse_two_meeting_places(options: LaunchOptions) -> None:
     """Refuse an endpoint beside `standalone`: torch would not use it, and say nothing."""
     if options.standalone and options.rdzv_endpoint:
         raise OptionError.conflict(
-            "standalone",
-            f"rdzv_endpoint={options.rdzv_endpoint}",
+            written("standalone"),
+            written("rdzv_endpoint", options.rdzv_endpoint),
             "a node that is alone meets nobody there; leave one of them out.",
         )
 
@@ -129,8 +124,8 @@ def _refuse_two_ports(options: LaunchOptions) -> None:
         _refuse_one_port(options)
     elif port and options.master_port and port != options.master_port and not options.standalone:
         raise OptionError.conflict(
-            f"rdzv_endpoint={options.rdzv_endpoint}",
-            f"master_port={options.master_port}",
+            written("rdzv_endpoint", options.rdzv_endpoint),
+            written("master_port", options.master_port),
             "they name two ports for one meeting place; give one.",
         )
 
@@ -139,11 +134,12 @@ def _refuse_one_port(options: LaunchOptions) -> None:
     """Refuse one port for two things: where nodes meet, and the ranks' store."""
     if options.master_port and host_and_port(options.rdzv_endpoint)[1] == options.master_port:
         raise OptionError.conflict(
-            f"rdzv_endpoint={options.rdzv_endpoint}",
-            f"master_port={options.master_port}",
+            written("rdzv_endpoint", options.rdzv_endpoint),
+            written("master_port", options.master_port),
             "nodes meet at the one and ranks at the other; give two ports.",
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine by its loopback address."""
     return host.strip("[]") in {"localhost", "::1", "0:0:0:0:0:0:0:1"} or host.startswith("127.")

@@ -133,7 +133,7 @@ REFUSED = [
     (
         "--run-path train.py",
         "ScriptError",
-        "run_path takes an absolute path, and 'train.py' is none; without run_path a relative one is as good.",
+        "run_path takes an absolute path, and 'train.py' is none; without it a relative one is as good.",
     ),
 ]
 

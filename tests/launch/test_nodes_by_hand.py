@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
+import os
+import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from support import HANG_S, end_all, wait_printed, wait_until
 from test_nodes import alone_or_wait, meet
 
-from ice_notebook import launcher, planning
+from ice_notebook import launcher, planning, ports, report
 from ice_notebook import protocol as p
-from ice_notebook.agents import AgentProcess
+from ice_notebook.interrupts import held
 from ice_notebook.launch_options import LaunchOptions
-from ice_notebook.nodes.errors import NodeError
 from ice_notebook.run import Run
 
 
 @pytest.fixture
-def node() -> Iterator[Callable[..., Run]]:
+def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Run]]:
     """Return `node(function, *args, **options)`, which starts one node of several; what follows from its options is in the plan alone."""
+    monkeypatch.setattr(
+        ports, "is_free", lambda *_: True
+    )  # as for a script, which is not asked: at other nodes the port is another's
     runs: list[Run] = []
 
     def begin(function: Callable[..., Any], *args: Any, **asked: Any) -> Run:
         options = LaunchOptions.of({"devices": "cpu:0", "by_value": "test_nodes", **asked}).validate_by_hand()
-        with launcher._prepare_run(options, *launcher.read_call(function, args, {})) as run:
-            run.plan = p.replace(run.plan, nodes=None, group=planning.make_group_plan(options))
-            agent = AgentProcess(run.plan.preparation())
-            agent.run(run.plan)
-            run.start(agent, run.plan)
+
+        def make_plan(*given: Any, **more: Any) -> p.Plan:
+            return p.replace(planning.make_plan(*given, **more), nodes=None, group=planning.make_group_plan(options))
+
+        with monkeypatch.context() as patched, held() as interrupts:
+            patched.setattr(launcher, "make_plan", make_plan)
+            run = launcher._begin_run(options, *launcher.read_call(function, args, {}), interrupts, lambda _n_ranks: p.Wiring())
         runs.append(run)
         return run
 
@@ -80,8 +90,8 @@ def test_static_nodes_start_anew_together(node, port):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"node_rank": 0}, "The nodes did not all meet at 127.0.0.1:{port} within 1 s: 1 of 2 did."),
-        ({"node_rank": 1}, "The nodes did not all meet at 127.0.0.1:{port} within 1 s: 0 of 2 did."),
+        ({"node_rank": 0}, "The nodes did not all meet at 127.0.0.1:{port} within 1 s: 1 of 2 did (node 0)."),
+        ({"node_rank": 1}, "The nodes' meeting place 127.0.0.1:{port} was not reached within 1 s: nothing listens there."),
     ],
 )
 def test_a_static_node_that_stays_alone_says_so(node, port, options, sentence):
@@ -89,6 +99,116 @@ def test_a_static_node_that_stays_alone_says_so(node, port, options, sentence):
     assert run.wait(HANG_S)
     assert run.phase == "failed"
     assert str(run.exception()).startswith(sentence.format(port=port))
+
+
+@pytest.mark.parametrize("backend", ["static", "c10d"])
+def test_the_time_to_meet_is_kept_whatever_is_at_the_meeting_place(node, port, backend):
+    """A host that nobody knows, a listener that never speaks, and nodes that stay away. The screen says what is waited for."""
+
+    def begin(host: str, at: int) -> Run:
+        place = (
+            {"master_addr": host, "master_port": at, "node_rank": 1} if backend == "static" else {"rdzv_endpoint": f"{host}:{at}"}
+        )
+        return node(meet, nnodes=2, rdzv_backend=backend, rdzv_configs="timeout=3", **place)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        runs = {"no-such.invalid": (begin("no-such.invalid", port), "the host is not known here (")}
+        at = silent.getsockname()[1]
+        runs["127.0.0.1"] = begin("127.0.0.1", at), "what listens there does not answer."
+        for host, (run, why) in runs.items():
+            wait_until(lambda run=run: run.state.gathering or run.done())
+            waiting = report.waiting_sentence(run.plan, run.state)
+            assert run.done() or waiting.startswith(f"waiting for nodes: {host}:")
+            assert run.wait(20)
+            assert run.phase == "failed"
+            assert (
+                f"The nodes' meeting place {host}:{port if host != '127.0.0.1' else at} was not reached within 3 s: {why}"
+                in str(run.exception())
+            )
+
+
+@pytest.mark.parametrize("backend", ["static", "c10d"])
+def test_a_lost_node_is_noticed_although_its_ranks_use_no_collective(node, port, backend, tmp_path):
+    end = tmp_path / "end"
+    place = {"master_port": port} if backend == "static" else {"rdzv_endpoint": f"127.0.0.1:{port}"}
+    common: Any = {
+        "nnodes": 2 if backend == "static" else "1:2",
+        "rdzv_backend": backend,
+        "rdzv_configs": "last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=3",
+        **place,
+    }
+    first = node(rest, str(end), dist_init="no", **common)
+    wait_until(lambda: first.state.gathering is not None)
+    assert "1 of " in report.waiting_sentence(first.plan, first.state)
+    second = node(rest, str(end), dist_init="no", **common, **({"node_rank": 1} if backend == "static" else {}))
+    wait_met(first, second)
+    os.kill(second.state.agent_pid, signal.SIGKILL)
+    loss = "node 1 was lost" if backend == "static" else "node 1 (127.0.0.1) was lost"
+    wait_until(lambda: loss in [attempt.ended_by for attempt in first.state.attempts])
+    if backend == "c10d":
+        wait_until(
+            lambda: first.state.attempt.ranks and not first.state.attempt.ended_by and "of 1" in first.output(*first.state.ranks)
+        )
+        end.touch()
+    else:
+        first.stop()  # it would wait for the other node to come again
+    assert first.wait(HANG_S)
+    assert (first.restarts, dict(first.results)) == (0, {0: 1} if backend == "c10d" else {})
+
+
+def wait_met(*runs: Run) -> None:
+    for run in runs:
+        wait_until(lambda run=run: run.done() or (run.state.ranks and "of 2" in run.output(*run.state.ranks)))
+        assert not run.done(), run
+
+
+def rest(end):
+    import os
+    import pathlib
+    import time
+
+    print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"])
+    while not pathlib.Path(end).exists():
+        time.sleep(0.02)
+    return int(os.environ["WORLD_SIZE"])
+
+
+def test_whoever_reaches_the_meeting_place_cannot_have_code_run_in_an_agent(node, port, tmp_path):
+    """It listens on the address that it was given, and nothing that lies there is unpickled."""
+    mark = tmp_path / "code ran"
+    pickled = pickle.dumps(Evil(f"touch '{mark}'"))
+    for key, sentence in (
+        ("ice_notebook/rendezvous/job7", f"What lies at the nodes' meeting place 127.0.0.1:{port} was not written by"),
+        ("torch.rendezvous.job7", f"A node that came to 127.0.0.1:{port} was started with torchrun"),
+    ):
+        run = node(meet, nnodes=2, rdzv_backend="c10d", rdzv_endpoint=f"127.0.0.1:{port}", rdzv_id="job7")
+        wait_until(lambda run=run: run.state.gathering is not None and run.state.gathering.here)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), 5)
+        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=10))
+        store.set(key, base64.b64encode(pickled).decode())
+        assert run.wait(20)
+        assert sentence in str(run.exception())
+    assert not mark.exists()
+
+
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_node_whose_meeting_place_is_lost_says_so(node, port):
+    common: Any = {"nnodes": 2, "rdzv_backend": "c10d", "rdzv_endpoint": f"127.0.0.1:{port}", "dist_init": "no"}
+    runs = [node(rest, "/nothing", **common)]
+    wait_until(lambda: runs[0].state.gathering is not None and runs[0].state.gathering.here)
+    runs.append(node(rest, "/nothing", **common))
+    wait_met(*runs)
+    os.kill(runs[0].state.agent_pid, signal.SIGKILL)
+    assert runs[1].wait(HANG_S)
+    assert f"The connection to the nodes' meeting place 127.0.0.1:{port} was lost" in str(runs[1].exception())
 
 
 def test_c10d_nodes_come_and_go(node, port, tmp_path):
@@ -176,7 +296,7 @@ def test_a_script_is_started_on_each_node_as_with_torchrun(tmp_path, port, meeti
     ]
     said = _end_of(nodes)
     assert [node.returncode for node in nodes] == [0, 0], said
-    lines = sorted(line for text in said for line in text.splitlines() if " of " in line)
+    lines = sorted(line for text in said for line in text.splitlines() if line.startswith("[") and " of " in line)
     assert lines == [f"[{rank}] rank {rank} of 2 node {rank} 3.0" for rank in (0, 1)]
 
 
@@ -203,18 +323,3 @@ def test_a_torchrun_as_the_other_node_is_refused_by_name(tmp_path, port, meeting
     assert ours.returncode == 1, ours.stdout + ours.stderr
     assert sentence.format(port=port) in ours.stdout
     assert "or every node with torchrun." in ours.stdout
-
-
-def test_a_node_that_does_not_answer_after_torchs_rendezvous_is_given_up():
-    import torch.distributed as dist
-    from torch.distributed.elastic.rendezvous import RendezvousInfo
-
-    from ice_notebook.agent.by_hand import check_others
-
-    store = dist.HashStore()
-    there = RendezvousInfo(store, 0, 2, None)
-    with pytest.raises(
-        NodeError, match=r"A node that came to here:1 did not answer as ice_notebook does within 0\.1 s: it was lost, or"
-    ):
-        check_others(there, "here:1", lambda: False, timeout_s=0.1)
-    check_others(RendezvousInfo(store, 1, 2, None), "here:1", lambda: False)  # the other has answered before

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import py_compile
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyte
 import pytest
 from support import left_of, wait_printed, wait_until
 
@@ -23,6 +30,7 @@ from ice_notebook.planning import make_preparation
 from ice_notebook.pool import Pool, pool
 from ice_notebook.run import Run
 from ice_notebook.scripts import read_script
+from ice_notebook.text_view import PREFIX_TEMPLATE
 
 
 @pytest.fixture
@@ -102,6 +110,25 @@ def test_a_script_gives_values_and_exit_codes(launch, script):
     assert Run.open(run.folder).exit_codes == run.exit_codes
 
 
+def test_a_script_is_found_by_its_name_and_can_start_itself_anew(launch, script):
+    train = script(
+        """
+        import os, sys
+        import psutil
+        if "AGAIN" not in os.environ:
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "AGAIN": "yes"})
+        assert "ice_notebook" not in sys.modules
+        print(psutil.Process().cmdline()[1:] == ["-u", "train.py", "--lr", "0.1 x"] == sys.orig_argv[1:], sys.argv)
+        sys.exit(3 if os.environ["RANK"] == "1" else 0)
+        """
+    )
+    run = launch(train, "--lr", "0.1 x", n=2)
+    assert run.phase == "failed"
+    assert run.exit_codes[1] == 3, run
+    assert run.failures[1].headline == "left with exit code 3"
+    assert run.output(1) == "True ['train.py', '--lr', '0.1 x']\n"
+
+
 def test_a_value_is_there_when_the_call_that_gives_it_returns(launch, script):
     train = script(
         """
@@ -125,7 +152,7 @@ def test_a_rank_that_fails_after_it_gave_a_value_has_no_result(launch, script, e
     assert (run.phase, dict(run.results)) == ("failed", {})
     with pytest.raises(RunFailed):
         run.results[0]
-    assert not [*Path(run.plan.shared_dir).glob("*"), *run.folder.glob("attempt_0/0/result*")]
+    assert not [*Path(run.plan.shared_dir).glob("[!.]*"), *run.folder.glob("attempt_0/0/result*")]
 
 
 def test_a_value_that_cannot_be_sent_is_told_and_one_after_it_counts(launch, script):
@@ -181,7 +208,7 @@ def test_processes_that_a_script_spawns_find_what_it_defines(launch, script):
     assert run.output(0) == "double 42\n", run
 
 
-def test_archives_links_and_relative_imports_work(launch, script, tmp_path):
+def test_archives_links_compiled_files_and_relative_imports_work(launch, script, tmp_path):
     script("from .part import word\nprint('package', word)\n", "package/__main__.py")
     script("word = 'word'\n", "package/part.py")
     script("import neighbour\nprint('beside', neighbour.name, __file__)\n", "elsewhere/real.py")
@@ -190,7 +217,9 @@ def test_archives_links_and_relative_imports_work(launch, script, tmp_path):
     with zipfile.ZipFile(tmp_path / "app.zip", "w") as archive:
         archive.writestr("__main__.py", "import inner, sys\nprint('archive', inner.x, sys.argv)\n")
         archive.writestr("inner.py", "x = 5\n")
+    py_compile.compile(script("import sys\nprint('compiled', __name__, sys.argv, type(__loader__).__name__)\n"), "compiled.pyc")
     assert launch("package", module=True, n=1).output(0) == "package word\n"
+    assert launch("compiled.pyc", "z", n=1).output(0) == "compiled __main__ ['compiled.pyc', 'z'] SourcelessFileLoader\n"
     assert launch("link.py", n=1).output(0) == f"beside neighbour {tmp_path}/link.py\n"
     assert launch("app.zip", "y", n=1).output(0) == "archive 5 ['app.zip', 'y']\n"
 
@@ -234,6 +263,8 @@ def test_a_script_that_raises_is_shown_with_its_line(launch, script):
     ("ending", "code", "headline"),
     [
         ("sys.exit(7)", 7, "left with exit code 7"),
+        ("sys.exit(-1)", 255, "left with exit code 255"),
+        ("sys.exit(['no', 'data'])", 1, "['no', 'data'] (left with exit code 1)"),
         ("sys.exit('no data')", 1, "no data (left with exit code 1)"),
         ("os._exit(5)", 5, "left with exit code 5"),
         ("os.kill(os.getpid(), signal.SIGKILL)", -9, "killed by SIGKILL (signal 9); something outside the run ended it"),
@@ -250,7 +281,34 @@ def test_a_script_that_ends_badly_is_told_by_its_exit_code(launch, script, endin
         assert str(run.exception()).endswith("(train.py, line 3)")
 
 
-@pytest.mark.parametrize("ending", ["pass", "sys.exit()", "sys.exit(0)", "os._exit(0)", "raise SystemExit"])
+def test_a_process_that_a_script_forks_speaks_for_itself_alone(launch, script):
+    train = script(
+        """
+        import os, sys
+        for end in ("sys.exit(3)", "1 / 0", "sys.exit('a text')", "pass"):
+            pid = os.fork()
+            if pid == 0:
+                exec(end)
+                break
+            print("status", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        else:
+            print("the parent goes on")
+        """
+    )
+    run = launch(train, n=1)
+    assert (run.phase, dict(run.exit_codes)) == ("succeeded", {0: 0})
+    assert [line for line in run.output(0).splitlines() if line.startswith(("status", "the parent"))] == [
+        "status 3",
+        "status 1",
+        "status 1",
+        "status 0",
+        "the parent goes on",
+    ]
+    assert "ZeroDivisionError" in run.output(0)
+    assert "a text" in run.output(0)
+
+
+@pytest.mark.parametrize("ending", ["pass", "sys.exit()", "sys.exit(256)", "os._exit(0)", "raise SystemExit"])
 def test_exit_code_0_is_success_however_it_came_about(launch, script, ending):
     run = launch(script(f"import os, sys\n{ending}\n"), n=1)
     assert (run.phase, run.exit_codes, dict(run.results)) == ("succeeded", {0: 0}, {})
@@ -306,7 +364,8 @@ def test_a_program_gets_sigterm_first_and_sigkill_after_its_grace(start, script)
     for run in (first, second):
         assert run.wait(30)
         assert run.phase == "stopped"
-    assert (first.output(0), first.exit_codes) == ("in\nbye\n", {0: 3})
+    # What it had started got the signal as well, of which a shell may say a word.
+    assert (first.output(0).replace("Terminated\n", ""), first.exit_codes) == ("in\nbye\n", {0: 3})
     assert second.exit_codes == {0: -9}
 
 
@@ -331,19 +390,22 @@ def test_a_program_that_is_gone_when_ranks_start_is_named(start, script, tmp_pat
 
 def ice_notebook(*words: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "ice_notebook", "launch", "--devices=cpu:0-1", *words]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **{"start_new_session": True, **options}
-    )
+    settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, **options}
+    return subprocess.Popen(command, text=True, **settings)
 
 
-def test_lines_have_their_rank_and_the_status_is_that_of_the_rank_that_failed_first(script):
+def test_lines_have_their_rank_and_the_status_is_that_of_the_rank_that_failed_first(script, tmp_path):
     train = script("import os, sys, time\nprint('hello')\nif os.environ['RANK'] == '1':\n    sys.exit(7)\ntime.sleep(1000)\n")
-    process = ice_notebook("--log-dir", "logs", train)
+    process = ice_notebook("--log-dir", "logs", train, env={**os.environ, "TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")})
     shown, errors = process.communicate()
     assert process.returncode == 7
     assert sorted(shown.splitlines()[1:3]) == ["[0] hello", "[1] hello"]
     assert shown.splitlines()[-2:] == ["rank 1 failed: left with exit code 7 (train.py, line 4)", "run: failed"]
-    assert re.fullmatch(r"ice_notebook: logs are in .*/logs/none_\S+\n", errors)
+    reason, place = errors.splitlines()
+    assert reason == "ice_notebook: rank 1: left with exit code 7 (train.py, line 4)", "whoever reads the errors alone knows why"
+    assert re.fullmatch(r"ice_notebook: logs are in .*/logs/none_\S+", place)
+    message = json.loads((tmp_path / "error.json").read_text())["message"]
+    assert (message["message"], message["errorCode"]) == ("left with exit code 7", 7)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +413,11 @@ def test_lines_have_their_rank_and_the_status_is_that_of_the_rank_that_failed_fi
     [
         ([], "print('well')", 0),
         ([], "import os; os.kill(os.getpid(), 9)", 137),
+        (
+            [],
+            "import os, sys\nif 'AGAIN' in os.environ: sys.exit(4)\nos.execve(sys.executable, sys.orig_argv, {**os.environ, 'AGAIN': 'yes'})",
+            4,
+        ),
         (["--timeout", "0.5", "--ui", "none"], "import time; time.sleep(1000)", 124),
     ],
 )
@@ -397,16 +464,128 @@ def test_a_second_interrupt_kills(script):
     assert process.returncode == 130
 
 
-def test_a_reader_that_goes_away_ends_the_run(script, tmp_path):
-    train = script("import time\nprint('in')\nwhile True:\n    print('more')\n    time.sleep(0.01)\n")
-    process = ice_notebook("--log-dir", "logs", train)
+def test_a_reader_that_goes_away_ends_the_run_in_order(script, tmp_path):
+    train = script(
+        """
+        import os, time
+        print("in")
+        try:
+            while True:
+                print("more")
+                time.sleep(0.01)
+        finally:
+            open("out." + os.environ["RANK"], "w").close()
+        """
+    )
+    process = ice_notebook("--log-dir", "logs", "--grace", "60", train)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(60) == 128 + signal.SIGPIPE
     assert process.stderr.read() == ""
     process.stderr.close()
     (folder,) = (tmp_path / "logs").iterdir()
-    assert left_of(Run.open(folder).plan.marker) == []
+    run = Run.open(folder)
+    assert left_of(run.plan.marker) == []
+    assert repr(run).splitlines()[1] == "stopped because nobody reads its output"
+    assert sorted(path.name for path in tmp_path.glob("out.*")) == ["out.0", "out.1"]
+
+
+def test_streams_go_where_those_of_the_launcher_go_and_are_what_they_are(script, tmp_path):
+    train = script(
+        """
+        import os, sys
+        for n in range(1000):
+            print("out", n, sys.stdout.isatty())
+            print("err", n, sys.stderr.isatty(), file=sys.stderr)
+        os.system("echo out of a child; echo err of a child >&2")
+        """
+    )
+    process = ice_notebook("--log-dir", "logs", "--local-rank", "1", train, env={**os.environ, PREFIX_TEMPLATE: "<$local_rank> "})
+    shown, errors = process.communicate()
+    assert shown.splitlines()[1:-1] == [*(f"<1> out {n} False" for n in range(1000)), "<1> out of a child"]
+    assert errors.splitlines() == [*(f"<1> err {n} False" for n in range(1000)), "<1> err of a child"]
+    (folder,) = (tmp_path / "logs").iterdir()
+    logged = [sorted((folder / "attempt_0" / str(rank) / "output.log").read_text().splitlines()) for rank in (0, 1)]
+    assert logged[0] == logged[1] == sorted(line.removeprefix("<1> ") for line in [*shown.splitlines()[1:-1], *errors.splitlines()])
+
+
+def test_a_terminal_is_one_for_ranks_too_as_wide_as_it_is_beside_the_labels(script):
+    train = script(
+        """
+        import os, signal, sys
+        print("size", *os.get_terminal_size(), sys.stderr.isatty())
+        signal.sigwait({signal.SIGWINCH})
+        print("size", *os.get_terminal_size(2))
+        print("x" * os.get_terminal_size().columns)
+        """
+    )
+    train = script("import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})\n" + (Path(train)).read_text())
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (30, 100))
+    process = ice_notebook(train, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"})
+    os.close(slave)
+    shown = b""
+    while shown.count(b"size 96 30 True") < 2:
+        shown += os.read(master, 1 << 16)
+    termios.tcsetwinsize(master, (20, 50))
+    with contextlib.suppress(OSError):  # nobody writes to it any more
+        while new := os.read(master, 1 << 16):
+            shown += new
+    assert process.wait() == 0
+    os.close(master)
+    screen = pyte.Screen(50, 20)
+    pyte.ByteStream(screen).feed(shown.partition(b"size 96 30 True")[2].rpartition(b"size 96 30 True")[2])
+    lines = [line.rstrip() for line in screen.display if line.strip()]
+    assert sorted(lines)[-5:-1] == ["[0] size 46 20", "[0] " + "x" * 46, "[1] size 46 20", "[1] " + "x" * 46]
+    assert lines[-1] == "run: succeeded"
+
+
+def test_an_interrupt_that_ends_the_reader_too_leaves_ranks_their_grace(script, tmp_path):
+    train = script(
+        """
+        import os, time
+        try:
+            print("in")
+            time.sleep(1000)
+        finally:
+            for n in range(20):
+                print("cleaning up")
+                time.sleep(0.01)
+            open("out." + os.environ["RANK"], "w").close()
+        """
+    )
+    command = shlex.join([sys.executable, "-m", "ice_notebook", "launch", "--devices=cpu:0-1", "--grace", "60", train])
+    shell = subprocess.Popen(
+        ["sh", "-c", f"{{ {command}; echo $? > status; }} 2>&1 | tee log"], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().count("] in") == 2)
+    os.killpg(shell.pid, signal.SIGINT)
+    wait_until(lambda: len([*tmp_path.glob("out.*")]) == 2)
+    shell.wait(60)
+
+
+@pytest.mark.parametrize("place", [">&-", "> /dev/full", "> shown"])
+def test_what_cannot_be_shown_does_not_keep_a_run_from_being_done(script, tmp_path, place):
+    train = script("import os\nprint('a → b')\nopen('out.' + os.environ['RANK'], 'w').close()\n")
+    command = shlex.join([sys.executable, "-m", "ice_notebook", "launch", "--devices=cpu:0-1", train])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {place}"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([*tmp_path.glob("out.*")]) == 2
+    if "full" in place:
+        said = (
+            r"ice_notebook: standard output cannot be written: No space left on device\. What was to be shown is in \S+/cache/\S+\n"
+        )
+        assert re.fullmatch(said, done.stderr)
+    else:
+        assert done.stderr == ""
+    if "shown" in place:
+        assert (tmp_path / "shown").read_text().splitlines()[1:] == ["[0] a \\u2192 b", "[1] a \\u2192 b", "run: succeeded"]
 
 
 def test_a_script_by_its_absolute_path_may_run_in_ranks_that_stand_by(launch, script, tmp_path, monkeypatch):
@@ -430,6 +609,8 @@ def test_a_script_by_its_absolute_path_may_run_in_ranks_that_stand_by(launch, sc
     warm = launch(path, "--lr", "1", run_path=True)
     assert warm.state.attempts[0].start == "standby", warm.plan.start_note
     assert dict(warm.results) == dict.fromkeys(range(2), (True, [path, "--lr", "1"], path, str(tmp_path)))
+    forked = launch(path, "--lr", "1", n=1, run_path=True, start_method="forkserver")
+    assert dict(forked.results) == {0: (True, [path, "--lr", "1"], path, str(tmp_path))}, forked
     standing.stop()
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import builtins
 import collections.abc
+import errno
 import inspect
 import itertools
+import os
 import pickle
 import typing
 from collections.abc import Callable, Iterator
@@ -175,6 +177,57 @@ def test_a_folder_error_gives_advice_on_whose_folder_it_is() -> None:
     problem = PermissionError(13, "Permission denied")
     assert "log_dir" in str(LaunchError.folder("/data/logs", problem, is_users=True))
     assert "XDG_CACHE_HOME" in str(LaunchError.folder("/home/a/.cache", problem, is_users=False))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free space there, or give log_dir a folder with room."),
+        (errno.EDQUOT, "Free space there, or give log_dir a folder with room."),
+        (errno.EACCES, "Give log_dir a folder that you may write to."),
+        (errno.EROFS, "Give log_dir a folder that you may write to."),
+        (errno.ENOTDIR, "Move what is in the way, or give log_dir another folder."),
+        (errno.ENAMETOOLONG, "Give log_dir another folder."),
+        (errno.EIO, "Give log_dir another folder."),
+    ],
+)
+def test_the_advice_on_a_file_is_that_for_its_trouble(number, advice) -> None:
+    problem = OSError(number, os.strerror(number))
+    for error in (LaunchError.folder("/data", problem, is_users=True), LaunchError.files("The run's files", problem)):
+        assert str(error).endswith(f": {os.strerror(number)}. {advice}")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.ENOMEM, "memory"),
+        (errno.E2BIG, "variables"),
+        (errno.EACCES, "interpreter"),
+    ],
+)
+def test_the_advice_on_processes_is_another(number, advice) -> None:
+    said = str(LaunchError.resources(OSError(number, os.strerror(number))))
+    assert advice in said
+    assert "log_dir" not in said
+    assert "Free space" not in said
+
+
+def test_a_value_that_cannot_be_written_is_short_of_room_only_where_that_is_so() -> None:
+    full, gone = (OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.ENOENT))
+    assert str(ResultError.unwritten(1, 2048, full)) == str(ResultError.no_room(1, 2048))
+    assert str(ResultError.unwritten(1, 2048, gone)) == "The value returned by rank 1 cannot be written: No such file or directory."
+
+
+def test_options_are_written_as_they_are_where_the_sentence_is_read() -> None:
+    assert (
+        str(OptionError.invalid("nproc_per_node", "two", "a number")) == "nproc_per_node='two' cannot be read: allowed is a number."
+    )
+    with errors.options_with_dashes():
+        assert str(OptionError.invalid("nproc_per_node", "two", "a number")).startswith("--nproc-per-node='two' cannot be read")
+        assert errors.written("rdzv_configs") == "--rdzv-conf"
+    assert errors.written("rdzv_configs", "a=1") == "rdzv_configs=a=1"
 
 
 def test_gpu_is_understood_as_cuda_and_a_frozen_launcher_says_what_to_do() -> None:

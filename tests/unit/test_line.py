@@ -1,13 +1,24 @@
 """The line of a magic: words, values, options, completion."""
 
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
 from ice_notebook import launch_options as lo
-from ice_notebook.errors import DeviceError, OptionError
+from ice_notebook.errors import DeviceError, IceNotebookError, OptionError
 from ice_notebook.launch_options import TABLE
-from ice_notebook.line import complete_line, read_command, read_launch_line, read_line, split_words, wants_help
+from ice_notebook.line import (
+    CLOSING,
+    asks_for_help,
+    complete_line,
+    read_command,
+    read_environment,
+    read_launch_line,
+    read_line,
+    split_words,
+    wants_help,
+)
 from ice_notebook.options import Surface
 
 NOTEBOOK = {
@@ -54,6 +65,23 @@ def test_quotes_and_brackets_run_to_their_partner(line, words):
 @pytest.mark.parametrize("line", ["it's", "args=(1, 2", "args=(1, [2)", "role='a", r"role='a\'", "env={'a': '}", 'args=("'])
 def test_a_quote_or_bracket_without_partner_is_refused(line):
     assert "close the quote or the bracket" in refusal(line)
+
+
+@pytest.mark.parametrize("surface", [Surface.CELL, Surface.LINE])
+@pytest.mark.parametrize("start", ["", "args=", "env=", "role=", "max_restarts="])
+@pytest.mark.parametrize("bracket", ["(", "[{("])
+def test_brackets_may_be_nested_as_deep_as_anybody_likes(start, bracket, surface):
+    for depth in (500, 3_000):
+        opened = bracket * depth
+        begun = start + opened
+        assert complete_line(begun, TABLE, {}, surface) == ("", [])
+        with pytest.raises(OptionError) as caught:
+            read_line(begun, TABLE, {}, surface)
+        assert len(str(caught.value)) < 200
+        whole = begun + "".join(CLOSING[character] for character in reversed(opened))
+        complete_line(whole, TABLE, {}, surface)
+        with suppress(IceNotebookError):  # free text may be just that
+            read_launch_line(f"{whole} x.py", TABLE, {}, surface)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +183,7 @@ def test_evaluating_leaves_the_namespace_as_it_was():
         ("kwargs=[1]", "kwargs=[1] cannot be read: allowed is a dict"),
         ("max_restarts={n/0}", "the expression raised ZeroDivisionError"),
         ("log_dir=a{nn}", "the expression raised NameError"),
-        ("start_method=fork", "start_method='fork' is refused: forking a notebook kernel"),
+        ("start_method=fork", "start_method='fork' is refused: forking a process with threads"),
         ("detach", "'detach' is not available in this version"),
         ("--detach", "'detach' is not available in this version"),
         ("-m package.module", "'module' is not an option here: it belongs to the command line and the magic of a line."),
@@ -163,7 +191,7 @@ def test_evaluating_leaves_the_namespace_as_it_was():
         ("nproc=2", "'nproc' is not an option. Did you mean 'nproc_per_node'?"),
         ("output=class", "output='class' cannot be read: allowed is the name of a Python variable."),
         ("function=a.b", "function='a.b' cannot be read"),
-        ("rdzv_backend=etcd", "rdzv_backend='etcd' is refused: nodes join by the run's own port"),
+        ("rdzv_backend=etcd", "rdzv_backend='etcd' is refused: nodes meet without another service"),
     ],
 )
 def test_a_bad_line_gets_one_sentence(line, sentence):
@@ -255,10 +283,88 @@ def test_what_belongs_to_functions_is_no_option_of_a_command_line():
         OptionError, match="'args' is not an option here: it belongs to the magic of a cell and the magic of a line"
     ):
         read_command(["--args=(1,)", "train.py"], TABLE)
-    with pytest.raises(OptionError, match=r"'nproc' is not an option\. Did you mean 'nproc_per_node'"):
-        read_command(["--nproc", "2", "train.py"], TABLE)
     with pytest.raises(OptionError, match="'max_restarts' needs a value"):
         read_command(["--max-restarts"], TABLE)
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["--nnode=1", "--nproc", "2"], {"nnodes": (1, 1), "nproc_per_node": 2}),
+        (["--redirect=3", "--max_r", "1", "--log", "x"], None),  # log_dir or logs_specs, to torchrun too
+        (["--redirect=3", "--max_r", "1", "--log-d", "x"], {"redirects": 3, "max_restarts": 1, "log_dir": "x"}),
+        (
+            ["--stand", "--rdzv-e", "a:1", "--rdzv-c", "x=1"],
+            {"standalone": True, "rdzv_endpoint": "a:1", "rdzv_configs": {"x": "1"}},
+        ),
+        (["--t", "3", "--mod"], {"tee": 3, "module": True}),  # ours begin so too, torchrun's alone count
+        (["--master_a", "a", "--master-p", "1", "--use"], {"master_addr": "a", "master_port": 1, "use_env": True}),
+        (["--master", "a"], None),
+        (["--shutdown-timeout", "7"], {"grace": 7.0}),
+        (["--local_ranks_filter", "0, 2", "--local-addr", "10.0.0.2"], {"local_ranks_filter": (0, 2), "local_addr": "10.0.0.2"}),
+    ],
+)
+def test_behind_dashes_the_beginning_of_a_name_will_do(words, options):
+    if options is None:
+        with pytest.raises(OptionError, match="could be"):
+            read_command([*words, "t.py"], TABLE)
+    else:
+        assert read_command([*words, "t.py"], TABLE) == (options, ["t.py"])
+    read = read_launch_line("--max-r 2 --nproc=3 t.py", TABLE, {}, Surface.LINE)
+    assert read == ({"max_restarts": 2, "nproc_per_node": 3}, ["t.py"])
+    assert "Did you mean 'max_restarts'" in refusal("max_r=2")
+
+
+@pytest.mark.parametrize("word", ["lr=0.1.py", "devices=cpu", "max_restarts=1", "-"])
+def test_in_a_shell_options_stand_behind_dashes_and_nothing_else_does(word):
+    assert read_command(["--role", "a", word, "x"], TABLE) == ({"role": "a"}, [word, "x"])
+
+
+def test_the_environment_gives_what_the_command_line_does_not():
+    environment = {
+        "PET_NNODES": "2",
+        "PET_NPROC_PER_NODE": "auto",
+        "PET_NODE_RANK": "1",
+        "PET_STANDALONE": "0",
+        "PET_RDZV_CONF": "timeout=60",
+        "PET_SHUTDOWN_TIMEOUT": "3",
+        "PET_MASTER_PORT": "",
+        "PET_DEVICES": "cuda:7",
+        "PET_WHATEVER": "x",
+        "pet_role": "x",
+        "PATH": "/bin",
+    }
+    found = read_environment(environment, TABLE, given={"node_rank"})
+    assert found == {
+        "nnodes": ("PET_NNODES", (2, 2)),
+        "nproc_per_node": ("PET_NPROC_PER_NODE", "auto"),
+        "standalone": ("PET_STANDALONE", False),
+        "rdzv_configs": ("PET_RDZV_CONF", {"timeout": "60"}),
+        "grace": ("PET_SHUTDOWN_TIMEOUT", 3.0),
+    }
+    for variable, text, sentence in [
+        ("PET_NNODES", "many", "nnodes='many' cannot be read: allowed is"),
+        ("PET_NUMA_BINDING", "node", "'numa_binding' is not available in this version"),
+    ]:
+        with pytest.raises(OptionError) as caught:
+            read_environment({variable: text}, TABLE, given=())
+        assert str(caught.value).startswith(sentence)
+        assert str(caught.value).endswith(f" The environment sets {variable}.")
+
+
+@pytest.mark.parametrize(
+    ("line", "surface", "asks"),
+    [
+        ("devices=cpu --help", Surface.CELL, True),
+        ("background -h", Surface.CELL, True),
+        ("nonsense=3 -h", Surface.CELL, False),
+        ("max_restarts=1 --help train.py", Surface.LINE, True),
+        ("train.py --help", Surface.LINE, False),
+        ("--role -h train.py", Surface.LINE, False),
+    ],
+)
+def test_help_may_be_asked_for_among_options(line, surface, asks):
+    assert asks_for_help(split_words(line), TABLE, surface) == asks
 
 
 def test_help_is_asked_for_by_a_word():

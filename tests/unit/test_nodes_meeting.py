@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 
 from ice_notebook.agent.meeting import Meeting, RunOverError
@@ -103,5 +104,5 @@ def test_every_message_reads_back_and_another_word_is_none() -> None:
         m.Finish(number=1),
     ]
     assert [m.decode(p.encode(message)) for message in messages] == messages
-    with pytest.raises(m.msgspec.DecodeError):
+    with pytest.raises(msgspec.DecodeError):
         m.decode(b'{"type":"melted"}')

@@ -369,6 +369,86 @@ def test_a_search_has_an_end(monkeypatch):
     assert (refusal.path, refusal.is_inside) == ("value", True)
 
 
+# ---- what a library has made ---------------------------------------------------------------------------------------------------------
+
+
+def sentence_of(value, **options):
+    with pytest.raises(PayloadError) as raised:
+        prepare(value, devices=DeviceTensors.TO_HOST, **options)
+    return str(raised.value)
+
+
+def test_what_is_inside_a_librarys_object_is_told_as_that_object():
+    from rich.console import Console
+
+    train = cell("def train():\n    return console", console=Console())["train"]
+    assert sentence_of(train, names={"train": train}) == (
+        "`console` cannot be sent to the ranks: it holds a lock (`console._lock`). Create `console` in the function."
+        " `train` uses it in line 2: return console"
+    )
+    assert sentence_of({"a": [Console()]}).startswith(
+        "`value['a'][0]` cannot be sent to the ranks: it holds a lock (`value['a'][0]._lock`). Create `value['a'][0]` in the function."
+    )
+
+
+def test_what_is_the_users_inside_a_librarys_object_is_named():
+    import collections
+    import logging
+
+    handler = logging.Filter()  # any object of a library
+    handler.mine = mine = cell("class Mine: pass")["Mine"]()
+    mine.lock = threading.Lock()
+    assert refusal_of(collections.OrderedDict(a=handler)).path == "value['a'].mine.lock"
+
+
+def test_a_line_of_a_library_is_not_shown():
+    import contextlib
+
+    namespace = cell(
+        "@stack.callback\ndef f(): pass\nkept = stack.pop_all()\ndef train(): return kept", stack=contextlib.ExitStack()
+    )
+    namespace["kept"].callback(threading.Lock().acquire)
+    refusal = refusal_of(namespace["train"], names={"train": namespace["train"]})
+    assert (refusal.path, refusal.function, refusal.line) == ("kept", "train", 4)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Only by name. See:\nhttps://there", "Only by name"),
+        ("Not so.", "Not so"),
+        ("", ""),
+        ("one line: two", "one line: two"),
+        ("in the next:\nline", "in the next:"),
+    ],
+)
+def test_a_reason_is_cut_where_it_ends(message, said):
+    class Refuses:
+        def __reduce__(self):
+            raise ValueError(message)
+
+    assert refusal_of(Refuses()).what == f"a Refuses, and pickling it raised ValueError{f': {said}' if said else ''}".rstrip(".")
+
+
+class Exits:
+    def __reduce__(self):
+        raise SystemExit(3)
+
+
+class Interrupts:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_an_object_that_leaves_the_program_when_it_is_pickled_is_refused():
+    assert refusal_of([Exits()]).what == "an Exits, and pickling it raised SystemExit: 3"
+    assert (
+        refusal_of([Interrupts()], is_interrupted=lambda: False).what == "an Interrupts, and pickling it raised KeyboardInterrupt"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Interrupts(), devices=DeviceTensors.TO_HOST)
+
+
 # ---- depth -------------------------------------------------------------------------------------------------------------------------
 
 

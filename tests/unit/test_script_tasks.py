@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import py_compile
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -111,7 +113,7 @@ NOTHING = "Nothing to launch is named: give a script, -m and a module, or --no-p
         (
             ["train.py"],
             {"run_path": True},
-            "run_path takes an absolute path, and 'train.py' is none; without run_path a relative one is as good.",
+            "run_path takes an absolute path, and 'train.py' is none; without it a relative one is as good.",
         ),
         (["package/part.py"], {"module": True}, "-m takes the name of a module, and 'package/part.py' is a path: leave -m out,"),
         (["train.py"], {"module": True}, "-m takes the name of a module, and 'train.py' is a path: leave -m out,"),
@@ -147,6 +149,21 @@ NOTHING = "Nothing to launch is named: give a script, -m and a module, or --no-p
 )
 def test_what_cannot_be_launched_is_refused_in_one_sentence(folder, words, asked, sentence):
     assert refusal(*words, **asked).startswith(sentence.format(folder=folder))
+
+
+def test_compiled_scripts_are_taken_as_python_takes_them(folder):
+    py_compile.compile("train.py", "compiled.pyc", doraise=True)
+    shutil.copy("compiled.pyc", "no_suffix")
+    (folder / "sourceless").mkdir()
+    shutil.copy("compiled.pyc", "sourceless/__main__.pyc")
+    for name in ("compiled.pyc", "no_suffix", "sourceless"):
+        assert read(name).script.target == name
+        assert read(name).sources == {}
+    content = (folder / "compiled.pyc").read_bytes()
+    (folder / "other.pyc").write_bytes(b"\0\0" + content[2:])
+    (folder / "cut.pyc").write_bytes(content[:9])
+    for name, why in [("other.pyc", "it was compiled by another version of Python"), ("cut.pyc", "it ends in its head")]:
+        assert refusal(name) == f"{name!r} cannot be run by this Python: {why}. Launch its source, or compile it again."
 
 
 def test_a_script_that_is_not_right_is_shown_with_its_line(folder):
