@@ -24,9 +24,9 @@ from benchmarks.benches.launch import Launch
 from benchmarks.figures import Value
 from benchmarks.page import Measured, format_page, summaries_of, update_page
 from benchmarks.peers import PEERS, Peer
-from benchmarks.session import CACHE, ROOT, fresh
+from benchmarks.session import ROOT, fresh
 from benchmarks.summary import format_short, replace_marked
-from ice_notebook import store
+from ice_notebook import shared_values
 
 _PAGE = ROOT / "docs" / "benchmarks.md"
 _README = ROOT / "README.md"
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
                         for peer in _rotated(_asked_peers(bench, asked.peers), rounds):
                             _measure(bench, peer, Path(scratch), measured)
             finally:
-                _remove_values(Path(scratch))
+                _remove_values()
     except KeyboardInterrupt:
         status = _INTERRUPTED
         print("interrupted; what was measured so far:", file=sys.stderr)
@@ -110,10 +110,9 @@ def _warm_up(peers: Sequence[Peer], scratch: Path) -> None:
             Launch(session, peer, group=True)
 
 
-def _remove_values(scratch: Path) -> None:
-    """Remove what runs of killed kernels have on shared memory; the next kernel that looks into this cache would, but there is none."""
-    for folder in (scratch / CACHE / "ice_notebook").glob("*"):
-        store.remove_shared_dir(folder.name)
+def _remove_values() -> None:
+    """Remove what runs of killed kernels have on shared memory; the next kernel would, but there may be none."""
+    shared_values.remove_abandoned()
 
 
 def _rotated(peers: Sequence[Compared], by: int) -> Sequence[Compared]:

@@ -13,7 +13,7 @@ from ice_notebook.nodes import errors as node_errors
 from ice_notebook.options import EVERYWHERE, Option, Surface
 
 HERE = Path(__file__).parent
-PLACES = {Surface.PYTHON: "Python", Surface.CELL: "cell", Surface.LINE: "line", Surface.CLI: "command line"}
+PLACES = {Surface.PYTHON: "Python", Surface.CELL: "a cell", Surface.LINE: "a line", Surface.CLI: "a terminal"}
 
 
 # ---- options -----------------------------------------------------------------------------------------------------------------------
@@ -33,6 +33,9 @@ the defaults of torchrun.
 | a cell or a line | `max_restarts=2`, `--max-restarts 2` or `--max_restarts=2`; dashes and underscores are equal |
 | a terminal | `--max-restarts 2`, `--max_restarts=2`; a flag is on by `--standalone`, off by `--standalone=false` |
 | Python | `ElasticLauncher("cuda:*", max_restarts=2)`; texts are as good as values: `max_restarts="2"`, `nnodes="1:1"`, `redirects="0"` |
+
+Behind two dashes the beginning of a name will do, as with torchrun, where it can only mean one option: `--max-re 2`. A terminal also reads
+torchrun's options from the environment, as torchrun does: `PET_MAX_RESTARTS=2`; what the command line says counts more.
 
 On the line of a magic:
 
@@ -107,15 +110,15 @@ def _options_table(options: list[Option]) -> str:
 
 def _option_row(option: Option) -> str:
     name = f"`{option.name}`" + "".join(f", `-{short}`" for short in option.short)
-    where = "" if option.surfaces == EVERYWHERE else f"Only for a {_places(option)}."
+    where = "" if option.surfaces == EVERYWHERE else f"Only for {_places(option)}."
     example = f"For example `{option.name}={option.example}`." if option.example else ""
-    text = " ".join(filter(None, [option.sentence, option.note, where, example]))
+    text = " ".join(filter(None, [option.sentence, option.note, option.of_scripts, where, example]))
     default = option.shown or f"`{option.default_text}`"
     return f"| {name} | {_cell(option.grammar.allowed)} | {_cell(default)} | {_cell(text)} |\n"
 
 
 def _places(option: Option) -> str:
-    return errors.join([word for place, word in PLACES.items() if place in option.surfaces], "or a")
+    return errors.join([word for place, word in PLACES.items() if place in option.surfaces])
 
 
 def _cell(text: str) -> str:
@@ -188,8 +191,16 @@ def _text(node: ast.expr, known: dict[str, ast.expr]) -> str:
         return _text(node.left, known) + _text(node.right, known)
     if isinstance(node, ast.IfExp):
         return _text(node.body, known)
+    if isinstance(node, ast.BoolOp):
+        return _text(node.values[-1], known)
     if isinstance(node, ast.FormattedValue):
         return _text(node.value, known)
+    if isinstance(node, ast.Call) and _calls(node, "written"):
+        # An option, with dashes where the sentence is read in a terminal.
+        name, *value = (_text(argument, known) for argument in node.args)
+        return "=".join([name, *value])
+    if _calls(node, "_way_out") or _calls(node, "_way_to_processes"):
+        return "{advice}"
     if _calls(node, "suggest") or (isinstance(node, ast.Name) and node.id == "hint"):
         return ""  # `Did you mean …?` is there when something is near
     if isinstance(node, ast.Name) and node.id in known:

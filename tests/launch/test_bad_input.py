@@ -66,7 +66,7 @@ REFUSED = [
         "devices=cpu start_method=fork",
         "1",
         "OptionError",
-        r"start_method='fork' is refused: forking a notebook kernel .* would hang; use spawn, or forkserver\.",
+        r"start_method='fork' is refused: forking a process with threads .* would hang; use spawn, or forkserver\.",
     ),
     (
         "devices=cpu nnodes=2 node_rank=1",
@@ -189,7 +189,7 @@ def test_a_file_in_the_way_of_log_dir_is_named(refusing, tmp_path):
     outcome = kernel.run(f"%%elastic_launch devices=cpu log_dir={in_the_way}\n1")
     assert outcome.error_name == "LaunchError"
     assert outcome.error_value.startswith(f"The folder '{in_the_way}/none_")
-    assert outcome.error_value.endswith(" cannot be made: File exists. Give log_dir a folder that you may write to.")
+    assert outcome.error_value.endswith(" cannot be made: File exists. Move what is in the way, or give log_dir another folder.")
     assert left_in(cache) == []
 
 
@@ -200,7 +200,9 @@ def test_a_file_in_the_way_of_the_cache_is_named(refusing, tmp_path):
     outcome = kernel.run("%%elastic_launch devices=cpu\n1")
     kernel.run("os.environ['XDG_CACHE_HOME'] = cache")
     assert outcome.error_name == "LaunchError", outcome.error
-    assert re.fullmatch(r"The run folder '.*' cannot be made: .*\. Free space there, or set XDG_CACHE_HOME\.", outcome.error_value)
+    assert re.fullmatch(
+        r"The run folder '.*' cannot be made: .*\. Move what is in the way, or set XDG_CACHE_HOME to .*", outcome.error_value
+    )
 
 
 def fill(path: Path) -> None:
@@ -221,8 +223,10 @@ def test_a_full_disk_is_told_before_anything_starts_and_nothing_is_left(refusing
         fill(full / "filler")
         shared = tmp_path / "shared"  # in the place of the machine's, where others may launch meanwhile
         shared.mkdir()
-        kernel.run("from ice_notebook import store")
-        kernel.run(f"store.SHARED_MEMORY, shared = type(store.SHARED_MEMORY)({str(shared)!r}), store.SHARED_MEMORY")
+        kernel.run("from ice_notebook import shared_values")
+        kernel.run(
+            f"shared_values.SHARED_MEMORY, shared = type(shared_values.SHARED_MEMORY)({str(shared)!r}), shared_values.SHARED_MEMORY"
+        )
         before = kernel.value(STARTED)
         kernel.run(f"cache, os.environ['XDG_CACHE_HOME'] = os.environ['XDG_CACHE_HOME'], {str(full)!r}")
         outcome = kernel.run("%%elastic_launch devices=cpu -o bound\n1")
@@ -233,7 +237,7 @@ def test_a_full_disk_is_told_before_anything_starts_and_nothing_is_left(refusing
         assert list(shared.iterdir()) == []
         assert kernel.value(STARTED) == before
     finally:
-        kernel.run("os.environ['XDG_CACHE_HOME'], store.SHARED_MEMORY = cache, shared")
+        kernel.run("os.environ['XDG_CACHE_HOME'], shared_values.SHARED_MEMORY = cache, shared")
         subprocess.run(["umount", str(full)], check=True)
 
 

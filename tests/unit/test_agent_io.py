@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -44,3 +46,28 @@ def test_the_payload_stays_as_long_as_the_group_may_be_started_again(io, tmp_pat
     for rank in io.ranks:
         io._take_frame(rank, Frame("loaded"))
     assert (tmp_path / "payload").exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        struct.pack("!IQ", 4, 0) + b"\xff\xff\xff\xff",  # no header
+        struct.pack("!IQ", 2, 0) + b"{}",
+        struct.pack("!IQ", 9, 0) + b'["stop"]!',
+        struct.pack("!IQ", 14, 0) + b'["progress",{}]'[:14],
+        struct.pack("!IQ", 15, 0) + b'["progress",{}]',  # not what it must hold
+        struct.pack("!IQ", 13, 3) + b'["failed",{}]' + b"???",
+        struct.pack("!IQ", 15, 2) + b'["returned",{}]' + b"{}",
+    ],
+)
+def test_what_user_code_writes_to_its_ranks_socket_ends_the_conversation_and_not_the_agent(io, said, capfd):
+    ours, theirs = socket.socketpair()
+    rank = SimpleNamespace(channel=Channel(ours), rank=1, attempt=0, hung_up_at=None)
+    io._selector.register(rank.channel, selectors.EVENT_READ)
+    with theirs:
+        theirs.sendall(said)
+        io._on_rank(rank)
+    assert rank.hung_up_at is not None
+    assert rank.channel.fileno() not in io._selector.get_map()
+    assert "said what cannot be understood" in capfd.readouterr().err
+    ours.close()

@@ -28,8 +28,8 @@ LAYER_OF = {
 } | {"agent": -1, "nodes": -1, "rank": -1, "widgets": -1, "__init__": 99}
 # Inside of a function, by somebody who is about to use it: the device of a launcher's process.
 TORCH_WHEN_ASKED = {"context"}
-# What may be printed outside of ranks: help that was asked for, to the agent's standard error, which is its log, and in the terminal of a machine that joins.
-PRINTS = {"magics", "agent.io", "cli", "in_terminal", "nodes.join"}
+# What may be printed outside of ranks: help that was asked for, in a cell what stands where a panel would be, to the agent's standard error, which is its log, and in the terminal of a machine that joins.
+PRINTS = {"magics", "agent.io", "cli", "in_terminal", "nodes.join", "watching"}
 # Packages that cost much to import, or that a plain import must leave to those who use them.
 HEAVY = ("torch", "numpy", "ipywidgets", "anywidget", "IPython", "cloudpickle", "pynvml", "msgspec", "psutil")
 

@@ -10,10 +10,8 @@ from pathlib import Path
 from shutil import which
 from types import SimpleNamespace
 
-import comm
-import ipykernel.kernelapp  # noqa: F401 - it chooses the class of comms when it is imported; a test chooses later
 import pytest
-from comm.base_comm import BaseComm
+from recorded_comms import record_comms
 from recorded_machines import TRAIN, eight, masked, reticent, use, with_mig, without_gpus
 from support import wait_until
 
@@ -22,18 +20,11 @@ from ice_notebook import DevicePicker, ElasticLauncher, machine, notebook, picke
 from ice_notebook.devices import convert_devices, parse_devices
 from ice_notebook.errors import DeviceError
 from ice_notebook.machine import Inventory
-from ice_notebook.widgets import device_picker
+from ice_notebook.widgets import device_picker, kernel
 from ice_notebook.widgets.device_picker import FIRST_LOOK_S, LOOK_S, READ_EVERY_S, ThisMachine
 from ice_notebook.widgets.picker_state import Selection, listing, select, snapshot
 
 SCRIPT = Path(device_picker.__file__).with_suffix(".js")
-
-
-class RecordingComm(BaseComm):
-    """A comm whose other end is a list."""
-
-    def publish_msg(self, msg_type, data=None, metadata=None, buffers=None, **keys):
-        self.__dict__.setdefault("sent", []).append((msg_type, json.loads(json.dumps(data or {}))))
 
 
 class Page:
@@ -45,7 +36,7 @@ class Page:
     def heard(self):
         """Return the states that came since the last call."""
         sent = self.picker.comm.sent
-        states = [data["state"]["state"] for _, data in sent if "state" in data.get("state", {})]
+        states = [data["state"]["state"] for _, data, _ in sent if "state" in data.get("state", {})]
         sent.clear()
         return states
 
@@ -58,7 +49,7 @@ class Page:
 
 @pytest.fixture
 def opened(monkeypatch):
-    monkeypatch.setattr(comm, "create_comm", RecordingComm)
+    record_comms(monkeypatch)
     pickers = []
 
     def open_picker(source=None, devices=None):
@@ -80,6 +71,7 @@ def shell(monkeypatch):
     """A shell of IPython's for what hangs on it."""
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setattr(notebook, "current_shell", lambda: shell)
+    monkeypatch.setattr(kernel, "why_no_panel", str)  # its page draws widgets, whatever is installed here
     return shell
 
 
