@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ice_notebook._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from ice_notebook.context import get_current_launcher
     from ice_notebook.errors import RunFailed
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from ice_notebook.script_results import set_result
     from ice_notebook.widgets.device_picker import DevicePicker
 
-__version__ = "0.1.0"
 __all__ = ["DevicePicker", "ElasticLauncher", "Run", "RunFailed", "get_current_launcher", "set_result"]
 
 _HOMES = {

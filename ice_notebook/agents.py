@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ice_notebook import boot, lifelines, processes
+from ice_notebook import processes, starting
 from ice_notebook import protocol as p
 from ice_notebook.frames import Channel, Frame, is_readable_within
 from ice_notebook.suspect_files import last_words
@@ -23,7 +20,6 @@ _KILLERS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGI
 _DEAD_LOOK_S = 0.001  # nothing announces that a process has no memory any more
 _EXIT_WAIT_S = 1.0  # an agent that has closed its socket is dead or on its way out
 _NEVER = float("inf")
-SERVER_NAME = "fork server".ljust(32, "-")  # what is forked writes its own marker over it, which may be as long
 PRELOAD_S = 30.0  # the longest import of a package that nobody has asked for: it may wait for something that there is only in a run
 FORK_WAIT_S = 5.0  # a fork server that is up forks within 20 ms; one that has not after so long is stopped, or hangs
 IMPORT_WAIT_S = 120.0  # the same while it imports torch, from a slow disk say
@@ -39,7 +35,7 @@ class AgentProcess:
     def __init__(self, preparation: p.Preparation) -> None:
         """Start an agent and its ranks, which begin to get ready."""
         self.preparation = preparation
-        ours, theirs = make_ends()
+        ours, theirs = starting.make_ends()
         self.channel = Channel(ours)
         self.channel.send("prepare", p.encode(preparation))
         # What it says before it has a run; it moves that to the run's folder. In memory: no disk need have room for it.
@@ -54,7 +50,7 @@ class AgentProcess:
 
     def _start(self, sock: int, log: int) -> None:
         """Start the process with an end of its socket, and a file for what it says."""
-        self._process = start_process("main", self.preparation, sock, log, name="agent")
+        self._process = _start("agent.main", "agent", self.preparation, sock, log)
 
     def run(self, plan: p.Plan) -> None:
         """Have it do a run, whenever it is ready. A dead agent is the affair of whoever follows it."""
@@ -146,11 +142,11 @@ class ForkedAgent(AgentProcess):
         if self._is_there:
             return False
         self.channel.close()  # whatever it has forked in the last moment meets an end there
-        ours, theirs = make_ends()
+        ours, theirs = starting.make_ends()
         self.channel = Channel(ours)
         with theirs:
             note = "fork server not used: it did not answer"
-            self._own = start_process("main", self.preparation, theirs.fileno(), self._log.fileno(), name="agent", more=(note,))
+            self._own = _start("agent.main", "agent", self.preparation, theirs.fileno(), self._log.fileno(), note)
         self.channel.send("prepare", p.encode(self.preparation))
         if self._plan is not None:
             self.channel.send("run", p.encode(self._plan))
@@ -210,7 +206,7 @@ class ForkServer:
 
     def __init__(self, preparation: p.Preparation, parent: ForkServer | None = None) -> None:
         self.preparation = preparation
-        ours, theirs = make_ends()
+        ours, theirs = starting.make_ends()
         self._channel = Channel(ours)
         self._lock = threading.RLock()
         self._tickets = 0
@@ -222,7 +218,7 @@ class ForkServer:
         self.refusal = ""  # why what it starts is not forked
         with theirs:
             if parent is None:
-                process = start_process("server", preparation, theirs.fileno(), subprocess.DEVNULL, name=SERVER_NAME)
+                process = _start("agent.server", starting.SERVER_NAME, preparation, theirs.fileno(), subprocess.DEVNULL)
                 self._process: Started | ForkedServer = Started(process)
             else:
                 self._process = ForkedServer(parent, preparation, theirs.fileno(), self._channel)
@@ -393,43 +389,14 @@ class Imports:
         return package, [module for module in left if module.partition(".")[0] == package]
 
 
-def make_ends() -> tuple[socket.socket, socket.socket]:
-    """Return the two ends of a socket, neither of which has the number of a standard stream that this process may have closed."""
-    return tuple(_above_standard_streams(end) for end in socket.socketpair())  # type: ignore[return-value]  # two
-
-
-def _above_standard_streams(end: socket.socket) -> socket.socket:
-    if end.fileno() > 2:
-        return end
-    with end:
-        return socket.socket(fileno=fcntl.fcntl(end.fileno(), fcntl.F_DUPFD_CLOEXEC, 3))
-
-
-def start_process(
-    module: str,
-    preparation: p.Preparation,
-    sock: int,
-    log: int,
-    *,
-    name: str,
-    more: tuple[str, ...] = (),
-    owner: int | None = None,
-) -> subprocess.Popen[bytes]:
-    """Start a process of ours with an end of a socket: `main` is an agent, `server` the fork server.
-
-    `owner` is the lifeline of the process that it belongs to, by default this one.
-    """
-    owner = lifelines.lifeline() if owner is None else owner
-    return subprocess.Popen(
-        boot.command(preparation.interpreter, f"agent.{module}", preparation.boot_path, preparation.pins, [str(sock), *more]),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        pass_fds=[sock, owner],
-        # A notebook's interrupt goes to the kernel's whole process group: it must not reach the agent.
-        start_new_session=True,
-        env={**preparation.environment, **lifelines.environment_of(owner), processes.MARKER: f"{preparation.marker}:{name}"},
-        cwd="/",
+def _start(module: str, name: str, preparation: p.Preparation, sock: int, log: int, *words: str) -> subprocess.Popen[bytes]:
+    """Start one of our modules as a process, with an end of a socket, a file for what it says, and words for it."""
+    return starting.start_process(
+        preparation.command(module, sock, *words),
+        sock,
+        log,
+        environment=preparation.environment,
+        marker=f"{preparation.marker}:{name}",
     )
 
 
@@ -495,17 +462,3 @@ def _wait_dead(pidfd: int, pid: int) -> None:
     until = time.monotonic() + _EXIT_WAIT_S
     while not is_readable_within(pidfd, _DEAD_LOOK_S) and processes.has_memory(pid) and time.monotonic() < until:
         pass
-
-
-def interpreter() -> str:
-    """Return the interpreter that agent and ranks are started with: the kernel's own."""
-    return sys.executable or ""
-
-
-def current_umask() -> int:
-    """Return the umask of this process. It can only be read by setting it."""
-    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as status:
-        return int(next(line for line in status if line.startswith("Umask:")).split()[1], 8)
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask

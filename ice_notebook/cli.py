@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ice_notebook import __version__, signals
+from ice_notebook import signals
+from ice_notebook._version import __version__
 from ice_notebook.errors import IceNotebookError, OptionError, ScriptError, options_with_dashes
 from ice_notebook.help_pages import columns, fill, help_text
 from ice_notebook.launch_options import TABLE, LaunchOptions

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _has_dashes: ContextVar[bool] = ContextVar("options are written with dashes", default=False)
+SUPPORTED_LINE_MAGICS = frozenset({"time", "cd", "pwd", "env"})  # of IPython's line magics, those that a rank has too
 _IN_A_SHELL = {"rdzv_configs": "rdzv_conf"}  # torchrun's name, where that is another one than ice-learn's
 
 
@@ -378,8 +379,9 @@ class CellError(IceNotebookError, ValueError):
         return cls(f"%%{name} cannot stand inside a launched cell: a rank runs Python, and `!` and `%` lines.")
 
     @classmethod
-    def line_magic(cls, name: str, known: Iterable[str]) -> CellError:
-        return cls(f"%{name} needs IPython, which a rank does not have. Ranks know {join(f'%{k}' for k in known)}, and `!command`.")
+    def line_magic(cls, name: str) -> CellError:
+        known = join(f"%{each}" for each in sorted(SUPPORTED_LINE_MAGICS))
+        return cls(f"%{name} needs IPython, which a rank does not have. Ranks know {known}, and `!command`.")
 
     @classmethod
     def awaits(cls, function: str) -> CellError:

@@ -11,16 +11,27 @@ import os
 import resource
 from collections.abc import Iterator
 
-from ice_notebook import protocol as p
+import msgspec
 
 EXPENDABLE = 500  # added to a rank's oom_score_adj: when memory is short the system ends ranks, and spares notebook and agent
 _LIMITS = {name: getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 _AT_START = ("RLIMIT_STACK",)  # limits that a process looks at when it starts
 
 
-def read() -> p.Inherited:
+class Inherited(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a process has from the one that started it, besides environment, folder and umask."""
+
+    limits: dict[str, tuple[int, int]]  # RLIMIT_NOFILE: soft, hard; -1 for none
+    cpus: tuple[int, ...]
+    nice: int
+    policy: int  # of scheduling
+    oom_score_adj: int
+    user: tuple[int, ...]  # real, effective and saved user and group, then other groups
+
+
+def read() -> Inherited:
     """Return what a process would inherit that this thread starts now."""
-    return p.Inherited(
+    return Inherited(
         limits={name: resource.getrlimit(number) for name, number in _LIMITS.items()},
         cpus=tuple(sorted(os.sched_getaffinity(0))),
         nice=os.getpriority(os.PRIO_PROCESS, 0),
@@ -30,7 +41,7 @@ def read() -> p.Inherited:
     )
 
 
-def why_not(mine: p.Inherited | None, wanted: p.Inherited | None) -> str:
+def why_not(mine: Inherited | None, wanted: Inherited | None) -> str:
     """Return why a process that started with one cannot take over the other, in a few words; empty when it can."""
     if mine is None or wanted is None or mine == wanted:
         return ""
@@ -47,7 +58,7 @@ def why_not(mine: p.Inherited | None, wanted: p.Inherited | None) -> str:
     return ""
 
 
-def take(wanted: p.Inherited | None) -> None:
+def take(wanted: Inherited | None) -> None:
     """Take over what can be changed in a process that has started: limits, niceness, and how soon the system ends it for want of memory."""
     if wanted is None:
         return

@@ -27,17 +27,7 @@ from ice_notebook.grammars import (
     StdStreams,
     Text,
 )
-from ice_notebook.nodes.options import (
-    JOIN_TIMEOUT_S,
-    LAST_CALL_S,
-    LOOPBACK,
-    check_nodes,
-    check_nodes_by_hand,
-    host_and_port,
-    is_loopback,
-    numeric,
-    seconds_of,
-)
+from ice_notebook.nodes.options import NodeOptions, check_nodes, check_nodes_by_hand
 from ice_notebook.options import Surface, Table, option
 
 RANKS, CODE, FAILURES, OUTPUT, MEETING = "Devices and ranks", "What runs", "Failures and time", "Output", "Rendezvous"
@@ -80,7 +70,7 @@ def _keywords(value: Any) -> dict[str, Any]:
 
 # Each repr is the text of what was given; two objects are compared by nobody, and comparing tensors in `args` would raise.
 @dataclass(frozen=True, eq=False, repr=False)
-class LaunchOptions:
+class LaunchOptions(NodeOptions):
     """What was asked of a launch. Every value is checked and converted when it is given; the machine is not looked at."""
 
     devices: d.Devices | None = option(
@@ -522,49 +512,6 @@ class LaunchOptions:
         check_nodes_by_hand(self)
         _refuse_environment(self)
         return self
-
-    @property
-    def has_other_nodes(self) -> bool:
-        """Return whether other machines may take part."""
-        return self.nnodes[1] > 1
-
-    @property
-    def node_meeting_place(self) -> tuple[str, int]:
-        """Return the address and the port where other nodes join; port 0 is any free one."""
-        if self.rdzv_endpoint:
-            host, port = host_and_port(self.rdzv_endpoint)
-            return numeric(host), port
-        return numeric(self.master_addr), 0
-
-    @property
-    def meeting_port(self) -> int:
-        """Return the port at which nodes that are started by hand meet, 0 when none is named."""
-        port = host_and_port(self.rdzv_endpoint)[1]
-        return port or self.master_port or 0 if self.rdzv_backend == "static" else port
-
-    @property
-    def last_call_s(self) -> float:
-        """Return how long a run that has nodes enough waits for more of them."""
-        given = seconds_of(self.rdzv_configs, "last_call_timeout")
-        return LAST_CALL_S if given is None else given
-
-    @property
-    def join_timeout_s(self) -> float:
-        """Return how long a run waits for the nodes that it needs."""
-        given = seconds_of(self.rdzv_configs, "join_timeout")
-        given = seconds_of(self.rdzv_configs, "timeout") if given is None else given
-        return JOIN_TIMEOUT_S if given is None else given
-
-    @property
-    def meeting_place(self) -> tuple[str, int]:
-        """Return the address and the port of the ranks' store; port 0 is any free one."""
-        if self.standalone:
-            return LOOPBACK, 0
-        if self.has_other_nodes:
-            return self.node_meeting_place[0], self.master_port or 0
-        host, port = host_and_port(self.rdzv_endpoint) if self.rdzv_endpoint else (self.master_addr, 0)
-        # Of one node the loopback will do, by whatever name and address the node is known to others.
-        return numeric(host) if is_loopback(host) else LOOPBACK, self.master_port or port
 
     def resolve_devices(self, inventory: d.Inventory, picked: d.Devices | None = None) -> d.ResolvedDevices:
         """Return the device of each rank on a machine. `picked` is used when `devices` was not given.

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from ice_notebook import agents, boot, environment, inherited, ports, processes
+from ice_notebook import boot, environment, inherited, ports, processes, starting
 from ice_notebook import protocol as p
 from ice_notebook.devices import ResolvedDevices
 from ice_notebook.errors import LaunchError, format_size
@@ -29,7 +29,7 @@ def make_preparation(n_ranks: int) -> p.Preparation:
     return p.Preparation(
         n_ranks=n_ranks,
         marker=processes.new_marker(),
-        interpreter=agents.interpreter(),
+        interpreter=starting.interpreter(),
         boot_path=path,
         pins=boot.pinned(path),
         environment=environment.rank_environment(os.environ, n_ranks=n_ranks, omp_num_threads=None, extra={}),
@@ -186,7 +186,7 @@ def make_plan(
         cwd = os.getcwd()
     except OSError as error:
         raise LaunchError.working_directory(error) from error
-    interpreter = agents.interpreter()
+    interpreter = starting.interpreter()
     if not os.access(interpreter, os.X_OK):
         raise LaunchError.interpreter(interpreter)
     sys_path = tuple(entry for entry in sys.path if isinstance(entry, str))
@@ -230,7 +230,7 @@ def make_plan(
         cwd=cwd,
         sys_path=sys_path,
         pins=boot.pinned(boot.boot_path(sys_path, cwd)),
-        umask=agents.current_umask(),
+        umask=starting.current_umask(),
         inherited=inherited.read(),
         interpreter=interpreter,
         wiring=wiring or p.Wiring(),

@@ -16,6 +16,7 @@ import msgspec
 
 from ice_notebook import boot, exact_json
 from ice_notebook.identities import Identity
+from ice_notebook.inherited import Inherited
 
 VERSION = 1
 
@@ -34,17 +35,6 @@ class Std(enum.IntFlag):
 
 
 # ---- what will be done -------------------------------------------------------------------------------------------------------------
-
-
-class Inherited(Struct, frozen=True, kw_only=True):
-    """What a process has from the one that started it, besides environment, folder and umask."""
-
-    limits: dict[str, tuple[int, int]]  # RLIMIT_NOFILE: soft, hard; -1 for none
-    cpus: tuple[int, ...]
-    nice: int
-    policy: int  # of scheduling
-    oom_score_adj: int
-    user: tuple[int, ...]  # real, effective and saved user and group, then other groups
 
 
 class Wiring(Struct, frozen=True, kw_only=True):
@@ -76,6 +66,10 @@ class Preparation(Struct, frozen=True, kw_only=True):
     inherited: Inherited | None = None
     wiring: Wiring = Wiring()
     kernel_pid: int
+
+    def command(self, module: str, sock: int, *words: str) -> list[str]:
+        """Return the command line that runs a module of ours with a socket and words."""
+        return boot.command(self.interpreter, module, self.boot_path, self.pins, [str(sock), *words])
 
 
 class Readiness(Struct, frozen=True, kw_only=True):

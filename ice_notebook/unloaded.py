@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any
 
-from ice_notebook.cell import free_names
+from ice_notebook.free_names import free_names
 from ice_notebook.functions import load_code
 from ice_notebook.references import global_names
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from ice_notebook import agents, forks, lifelines, signals, title
+from ice_notebook import forks, lifelines, signals, starting, title
 from ice_notebook import protocol as p
 from ice_notebook.agent import main as agent
 from ice_notebook.agent.ranks import MODULES
@@ -106,14 +106,22 @@ class Server:
         """Be a fork server that is to import more: this one forks on, whatever those imports do."""
         lifelines.take_hold(signal.SIGKILL, self._owner)
         preparation = p.decode(kernel.receive().body, p.Preparation)
-        self._marker.change(f"{preparation.marker}:{agents.SERVER_NAME}")
+        self._marker.change(f"{preparation.marker}:{starting.SERVER_NAME}")
         Server(kernel, self._marker, self._readiness, self._owner).serve()
 
     def _exec(self, body: bytes, sock: int, log: int) -> int:
         """Start an agent afresh, which is safe whatever runs here, and have it say why."""
         preparation = p.decode(body, p.Preparation)
         note = f"fork server not used: {self._refusal}"
-        return agents.start_process("main", preparation, sock, log, name="agent", more=(note,), owner=self._owner).pid
+        started = starting.start_process(
+            preparation.command("agent.main", sock, note),
+            sock,
+            log,
+            environment=preparation.environment,
+            marker=f"{preparation.marker}:agent",
+            owner=self._owner,
+        )
+        return started.pid
 
     def _on_exit(self, pidfd: int, pid: int, ticket: int) -> None:
         self._selector.unregister(pidfd)

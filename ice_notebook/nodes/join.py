@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from ice_notebook import agents, boot, devices, environment, inherited, machine, planning, processes, store, upkeep
+from ice_notebook import boot, devices, environment, inherited, machine, planning, processes, starting, store, upkeep
 from ice_notebook import protocol as p
 from ice_notebook.agents import AgentProcess, how_it_ended
 from ice_notebook.errors import IceNotebookError, LaunchError
@@ -200,9 +200,9 @@ def _make_plan(theirs: p.Plan, resolved: devices.ResolvedDevices, run_id: str, f
         cwd=os.getcwd(),
         sys_path=sys_path,
         pins=boot.pinned(boot.boot_path(sys_path, os.getcwd())),
-        umask=agents.current_umask(),
+        umask=starting.current_umask(),
         inherited=inherited.read(),
-        interpreter=agents.interpreter(),
+        interpreter=starting.interpreter(),
         kernel_pid=os.getpid(),
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ice_notebook import exact_json
 from ice_notebook import protocol as p
+from ice_notebook._version import __version__
 from ice_notebook.nodes.errors import NodeError
 
 MESSAGE = "node"  # the kind of the frames that hold a message of these
@@ -136,7 +137,7 @@ def hello() -> Hello:
         torch = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         torch = "none"
-    ours = str(getattr(sys.modules["ice_notebook"], "__version__"))  # noqa: B009 - the package is above all its modules
+    ours = __version__
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     return Hello(ours=ours, torch=torch.partition("+")[0], python=python, host=platform.node() or "a node")
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ice_notebook.errors import OptionError, written
 from ice_notebook.grammars import Nodes, Seconds
-
-if TYPE_CHECKING:
-    from ice_notebook.launch_options import LaunchOptions
 
 LOOPBACK = "127.0.0.1"
 LAST_CALL_S = 1.0  # torch waits 30 s for nodes beyond the least number; here a late one begins a new round whenever it comes
@@ -34,6 +30,11 @@ def numeric(host: str) -> str:
     return LOOPBACK if host == "localhost" else host.strip("[]")
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine by its loopback address."""
+    return host.strip("[]") in {"localhost", "::1", "0:0:0:0:0:0:0:1"} or host.startswith("127.")
+
+
 def seconds_of(configs: Mapping[str, str], name: str) -> float | None:
     """Return a setting of the rendezvous that is a time, None when it is not given."""
     if name not in configs:
@@ -44,10 +45,66 @@ def seconds_of(configs: Mapping[str, str], name: str) -> float | None:
         raise OptionError.invalid("rdzv_configs", f"{name}={configs[name]}", f"{name}=SECONDS") from None
 
 
+class NodeOptions:
+    """The options that say something of nodes, and what follows from them. `LaunchOptions` is one."""
+
+    nnodes: tuple[int, int]
+    node_rank: int
+    rdzv_backend: str
+    rdzv_endpoint: str
+    rdzv_configs: dict[str, str]
+    standalone: bool
+    master_addr: str
+    master_port: int | None
+
+    @property
+    def has_other_nodes(self) -> bool:
+        """Return whether other machines may take part."""
+        return self.nnodes[1] > 1
+
+    @property
+    def node_meeting_place(self) -> tuple[str, int]:
+        """Return the address and the port where other nodes join; port 0 is any free one."""
+        if self.rdzv_endpoint:
+            host, port = host_and_port(self.rdzv_endpoint)
+            return numeric(host), port
+        return numeric(self.master_addr), 0
+
+    @property
+    def meeting_port(self) -> int:
+        """Return the port at which nodes that are started by hand meet, 0 when none is named."""
+        port = host_and_port(self.rdzv_endpoint)[1]
+        return port or self.master_port or 0 if self.rdzv_backend == "static" else port
+
+    @property
+    def last_call_s(self) -> float:
+        """Return how long a run that has nodes enough waits for more of them."""
+        given = seconds_of(self.rdzv_configs, "last_call_timeout")
+        return LAST_CALL_S if given is None else given
+
+    @property
+    def join_timeout_s(self) -> float:
+        """Return how long a run waits for the nodes that it needs."""
+        given = seconds_of(self.rdzv_configs, "join_timeout")
+        given = seconds_of(self.rdzv_configs, "timeout") if given is None else given
+        return JOIN_TIMEOUT_S if given is None else given
+
+    @property
+    def meeting_place(self) -> tuple[str, int]:
+        """Return the address and the port of the ranks' store; port 0 is any free one."""
+        if self.standalone:
+            return LOOPBACK, 0
+        if self.has_other_nodes:
+            return self.node_meeting_place[0], self.master_port or 0
+        host, port = host_and_port(self.rdzv_endpoint) if self.rdzv_endpoint else (self.master_addr, 0)
+        # Of one node the loopback will do, by whatever name and address the node is known to others.
+        return numeric(host) if is_loopback(host) else LOOPBACK, self.master_port or port
+
+
 # ---- what goes together --------------------------------------------------------------------------------------------------------------------
 
 
-def check_nodes(options: LaunchOptions) -> None:
+def check_nodes(options: NodeOptions) -> None:
     """Check what is said of the nodes of a launch: of one, or of several of which this one is the first and the others join.
 
     Raises:
@@ -58,7 +115,7 @@ def check_nodes(options: LaunchOptions) -> None:
     _refuse_two_ports(options)
 
 
-def check_nodes_by_hand(options: LaunchOptions) -> None:
+def check_nodes_by_hand(options: NodeOptions) -> None:
     """Check what is said of a node that is one of several, each started by hand, and looks for the others itself.
 
     Raises:
@@ -82,7 +139,7 @@ def check_nodes_by_hand(options: LaunchOptions) -> None:
         _refuse_one_port(options)
 
 
-def _refuse_other_nodes(options: LaunchOptions) -> None:
+def _refuse_other_nodes(options: NodeOptions) -> None:
     """Refuse, by name, what describes other nodes when this one is alone, and what cannot be said of several.
 
     An address of the one node is no such thing: schedulers' scripts give it whatever the number of nodes.
@@ -97,7 +154,7 @@ def _refuse_other_nodes(options: LaunchOptions) -> None:
         raise OptionError.refused("rdzv_configs", f"rank={options.rdzv_configs['rank']}", one_node)
 
 
-def _refuse_for_several_nodes(options: LaunchOptions) -> None:
+def _refuse_for_several_nodes(options: NodeOptions) -> None:
     if options.standalone:
         raise OptionError.conflict(written("standalone"), written("nnodes", Nodes().format(options.nnodes)), _ALONE)
     for name, number in (("node_rank", str(options.node_rank)), ("rdzv_configs", options.rdzv_configs.get("rank", "0"))):
@@ -108,7 +165,7 @@ def _refuse_for_several_nodes(options: LaunchOptions) -> None:
         seconds_of(options.rdzv_configs, name)
 
 
-def _refuse_two_meeting_places(options: LaunchOptions) -> None:
+def _refuse_two_meeting_places(options: NodeOptions) -> None:
     """Refuse an endpoint beside `standalone`: torch would not use it, and say nothing."""
     if options.standalone and options.rdzv_endpoint:
         raise OptionError.conflict(
@@ -118,7 +175,7 @@ def _refuse_two_meeting_places(options: LaunchOptions) -> None:
         )
 
 
-def _refuse_two_ports(options: LaunchOptions) -> None:
+def _refuse_two_ports(options: NodeOptions) -> None:
     port = host_and_port(options.rdzv_endpoint)[1]
     if options.has_other_nodes:
         _refuse_one_port(options)
@@ -130,7 +187,7 @@ def _refuse_two_ports(options: LaunchOptions) -> None:
         )
 
 
-def _refuse_one_port(options: LaunchOptions) -> None:
+def _refuse_one_port(options: NodeOptions) -> None:
     """Refuse one port for two things: where nodes meet, and the ranks' store."""
     if options.master_port and host_and_port(options.rdzv_endpoint)[1] == options.master_port:
         raise OptionError.conflict(
@@ -138,8 +195,3 @@ def _refuse_one_port(options: LaunchOptions) -> None:
             written("master_port", options.master_port),
             "nodes meet at the one and ranks at the other; give two ports.",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine by its loopback address."""
-    return host.strip("[]") in {"localhost", "::1", "0:0:0:0:0:0:0:1"} or host.startswith("127.")

@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-from ice_notebook.cell import SUPPORTED_LINE_MAGICS
-from ice_notebook.errors import CellError
+from ice_notebook.errors import SUPPORTED_LINE_MAGICS, CellError
 from ice_notebook.librarys_objects import found_there
 
 _EXPANDED = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|\$\$|\$(\w+)")
@@ -52,7 +51,7 @@ class Shell:
         """
         caller = sys._getframe(1)
         if name not in SUPPORTED_LINE_MAGICS:
-            raise CellError.line_magic(name, sorted(SUPPORTED_LINE_MAGICS))
+            raise CellError.line_magic(name)
         if name == "time":
             return _time(line, caller)
         return _LINE_MAGICS[name](_expand(line, caller))

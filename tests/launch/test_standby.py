@@ -768,7 +768,7 @@ def test_a_machine_that_has_no_room_for_more_processes_goes_without(launch, stan
     assert start_of(run) == ["standby"]
     standing.stop()
     with monkeypatch.context() as full:
-        full.setattr("ice_notebook.agents.start_process", refuse)
+        full.setattr("ice_notebook.starting.start_process", refuse)
         standing.prepare(make_preparation(1))
         wait_until(lambda: not standing.is_on and standing._thread is None)
     assert launch(who, n=1).phase == "succeeded"

@@ -10,8 +10,9 @@ import pytest
 
 from ice_notebook import inherited
 from ice_notebook import protocol as p
+from ice_notebook.inherited import Inherited
 
-HAS = p.Inherited(
+HAS = Inherited(
     limits={"RLIMIT_NOFILE": (1024, 4096), "RLIMIT_STACK": (8 << 20, -1), "RLIMIT_CORE": (0, -1)},
     cpus=(0, 1),
     nice=5,
@@ -30,7 +31,7 @@ def test_what_is_read_is_what_this_thread_has_and_it_travels():
     assert found.limits["RLIMIT_NOFILE"] == resource.getrlimit(resource.RLIMIT_NOFILE)
     assert set(found.cpus) == os.sched_getaffinity(0)
     assert found.nice == os.getpriority(os.PRIO_PROCESS, 0)
-    assert p.decode(p.encode(found), p.Inherited) == found
+    assert p.decode(p.encode(found), Inherited) == found
     assert inherited.why_not(found, inherited.read()) == ""
 
 
