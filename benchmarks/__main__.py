@@ -26,7 +26,7 @@ from benchmarks.page import Measured, format_page, summaries_of, update_page
 from benchmarks.peers import PEERS, Peer
 from benchmarks.session import ROOT, fresh
 from benchmarks.summary import format_short, replace_marked
-from ice_notebook import shared_values
+from ice_notebook.values import shared_values
 
 _PAGE = ROOT / "docs" / "benchmarks.md"
 _README = ROOT / "README.md"

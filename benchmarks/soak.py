@@ -86,7 +86,8 @@ class Soak:
 
     def held(self) -> Held:
         """Return what is held now."""
-        from ice_notebook import processes, store
+        from ice_notebook.host import processes
+        from ice_notebook.runs import store
 
         _join_threads_of_runs()
         gc.collect()  # a run that nobody holds gives back what it has when it is collected
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _soak(asked: argparse.Namespace) -> int:
     from ice_notebook import ElasticLauncher
-    from ice_notebook.pool import pool
+    from ice_notebook.kernel.pool import pool
 
     launcher = ElasticLauncher(f"cpu:0-{N_RANKS - 1}", start_method=asked.start_method, ui="none").freeze()
     soak = Soak()
@@ -160,7 +161,7 @@ def _soak(asked: argparse.Namespace) -> int:
 
 def _left_over(soak: Soak) -> list[str]:
     """Return what is still there when nothing stands by any more."""
-    from ice_notebook.pool import pool
+    from ice_notebook.kernel.pool import pool
 
     children = psutil.Process().children(recursive=True)
     _, alive = psutil.wait_procs(children, _END_WAIT_S)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ice_notebook.run import Run
-from ice_notebook.store import RunFolder
+from ice_notebook.kernel.run import Run
+from ice_notebook.runs.store import RunFolder
 
 noted: dict[str, float] = {}  # of the last launch
 

@@ -7,10 +7,10 @@ import inspect
 from pathlib import Path
 
 from ice_notebook import errors
-from ice_notebook.devices import FORMS
-from ice_notebook.launch_options import LATER, OF_TORCHRUN, TABLE
-from ice_notebook.nodes import errors as node_errors
-from ice_notebook.options import EVERYWHERE, Option, Surface
+from ice_notebook.devices.grammar import FORMS
+from ice_notebook.errors import nodes as node_errors
+from ice_notebook.options.launch_options import LATER, OF_TORCHRUN, TABLE
+from ice_notebook.options.table import EVERYWHERE, Option, Surface
 
 HERE = Path(__file__).parent
 PLACES = {Surface.PYTHON: "Python", Surface.CELL: "a cell", Surface.LINE: "a line", Surface.CLI: "a terminal"}
@@ -21,7 +21,7 @@ PLACES = {Surface.PYTHON: "Python", Surface.CELL: "a cell", Surface.LINE: "a lin
 OPTIONS_HEAD = """\
 # Options
 
-<!-- Written by docs/generate.py from the table in ice_notebook/launch_options.py. -->
+<!-- Written by docs/generate.py from the table in ice_notebook/options/launch_options.py. -->
 
 One table of options serves the magics, Python and the command line, with the names, the meanings and, unless this page says otherwise,
 the defaults of torchrun.
@@ -130,10 +130,10 @@ def _cell(text: str) -> str:
 ERRORS_HEAD = """\
 # Errors
 
-<!-- Written by docs/generate.py from ice_notebook/errors.py and ice_notebook/nodes/errors.py. -->
+<!-- Written by docs/generate.py from ice_notebook/errors. -->
 
 Every exception that a call of the project raises is in `ice_notebook.errors`, derives from `IceNotebookError`, and also from the built-in
-exception that its kind suggests: `except ValueError` catches an option that cannot be read. `NodeError`, in `ice_notebook.nodes.errors`, is what
+exception that its kind suggests: `except ValueError` catches an option that cannot be read. `NodeError`, in `ice_notebook.errors.nodes`, is what
 an agent or the join command says; a notebook has its sentence as the reason of a run's end. A sentence says what was found, what is allowed, and what
 to do. Below, words in {braces} stand for what the sentence names in your case.
 """

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any
 from ice_notebook._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ice_notebook.context import get_current_launcher
+    from ice_notebook.context.current_launcher import get_current_launcher
+    from ice_notebook.context.script_results import set_result
     from ice_notebook.errors import RunFailed
-    from ice_notebook.launcher import ElasticLauncher
-    from ice_notebook.run import Run
-    from ice_notebook.script_results import set_result
-    from ice_notebook.widgets.device_picker import DevicePicker
+    from ice_notebook.kernel.run import Run
+    from ice_notebook.ui.launcher import ElasticLauncher
+    from ice_notebook.ui.widgets.device_picker import DevicePicker
 
 __all__ = ["DevicePicker", "ElasticLauncher", "Run", "RunFailed", "get_current_launcher", "set_result"]
 
 _HOMES = {
-    "DevicePicker": "ice_notebook.widgets.device_picker",
-    "ElasticLauncher": "ice_notebook.launcher",
-    "Run": "ice_notebook.run",
+    "DevicePicker": "ice_notebook.ui.widgets.device_picker",
+    "ElasticLauncher": "ice_notebook.ui.launcher",
+    "Run": "ice_notebook.kernel.run",
     "RunFailed": "ice_notebook.errors",
-    "get_current_launcher": "ice_notebook.context",
-    "set_result": "ice_notebook.script_results",
+    "get_current_launcher": "ice_notebook.context.current_launcher",
+    "set_result": "ice_notebook.context.script_results",
 }
 
 
@@ -48,13 +48,13 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(shell: Any) -> None:
     """Register `%%elastic_launch` and `%elastic_devices`: `%load_ext ice_notebook` calls this."""
-    from ice_notebook import magics  # noqa: PLC0415
+    from ice_notebook.ui import magics  # noqa: PLC0415
 
     magics.load(shell)
 
 
 def unload_ipython_extension(shell: Any) -> None:
     """Take the magics back: `%unload_ext ice_notebook` calls this."""
-    from ice_notebook import magics  # noqa: PLC0415
+    from ice_notebook.ui import magics  # noqa: PLC0415
 
     magics.unload(shell)

@@ -14,7 +14,7 @@ from typing import Any
 
 import cloudpickle
 
-from ice_notebook.pickles import DeviceTensors, dump, load
+from ice_notebook.values.pickles import DeviceTensors, dump, load
 
 
 class Notebook:

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from ice_notebook import protocol as p
-from ice_notebook.identities import Identity
-from ice_notebook.logs import RunLogs
-from ice_notebook.state import RunState
+from ice_notebook.host.identities import Identity
+from ice_notebook.runs.logs import RunLogs
+from ice_notebook.runs.state import RunState
+from ice_notebook.wire import protocol as p
 
 AGENT = Identity(pid=99, started=1, boot="of a machine", namespace="of it", host="box/1")
 TICK_S = 0.1  # as a run does: views are told at most this often

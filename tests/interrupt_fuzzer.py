@@ -37,8 +37,8 @@ def work(launcher):
 CHECKS = """\
 def _unclean(name):
     import time
-    from ice_notebook import processes
-    from ice_notebook.pool import pool
+    from ice_notebook.host import processes
+    from ice_notebook.kernel.pool import pool
     def what():
         run, here = globals().get(name), pool()
         if run is not None and not run.done():
@@ -150,7 +150,7 @@ class Fuzzer:
         if outcome.error or "rank 1: 1" not in outcome.value:
             return f"a launch afterwards: {outcome.error or outcome.text}"
         asked = self.kernel.run(
-            "import time\nfrom ice_notebook.pool import pool\nuntil = time.monotonic() + 60\n"
+            "import time\nfrom ice_notebook.kernel.pool import pool\nuntil = time.monotonic() + 60\n"
             "while 'ready' not in pool().describe().split(';')[0].replace('getting ready', '') and time.monotonic() < until:\n"
             "    time.sleep(0.05)\npool().describe()",
             2 * HANG_S,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ice_notebook.holders import Holder, Use, Whose
-from ice_notebook.machine import Gpu, Inventory, visible_gpus
-from ice_notebook.readings import GpuProcess, Reading
+from ice_notebook.devices.holders import Holder, Use, Whose
+from ice_notebook.devices.machine import Gpu, Inventory, visible_gpus
+from ice_notebook.devices.readings import GpuProcess, Reading
 
 GIB = 1 << 30
 

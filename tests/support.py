@@ -15,8 +15,8 @@ from typing import Any
 
 from jupyter_client.manager import start_new_kernel
 
-from ice_notebook import processes
-from ice_notebook.pool import STANDBY_VARIABLE
+from ice_notebook.host import processes
+from ice_notebook.kernel.pool import STANDBY_VARIABLE
 
 HANG_S = 60.0  # generous: a machine with two cores imports torch in up to ten seconds when it is busy
 

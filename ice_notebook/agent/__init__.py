@@ -1,5 +1,6 @@
-"""The agent: one process per run, between the kernel and the ranks. torch's elastic agent decides; this package does.
+"""Runs in an agent.
 
-The main thread runs torch's `LocalElasticAgent`; the io thread owns every descriptor, starts ranks, writes logs and journal; a third
-thread sends to the kernel, so that nothing here ever waits for it.
+There is one agent per run and machine, a process between the kernel and the ranks. In its main thread torch's `LocalElasticAgent` decides. Its
+io thread owns every descriptor, starts ranks and writes logs and journal. What the kernel does not take at once is sent by a thread of
+the outbox, so that nothing else ever waits for the kernel.
 """

@@ -13,12 +13,13 @@ from torch.distributed.elastic.agent.server.api import WorkerGroup
 from torch.distributed.elastic.multiprocessing import RunProcsResult, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from ice_notebook import context, processes
-from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.ranks import RankProcess, Stage
 from ice_notebook.agent.spares import Spares
-from ice_notebook.value_files import PART_SUFFIX
+from ice_notebook.context import current_launcher as context
+from ice_notebook.host import processes
+from ice_notebook.values.value_files import PART_SUFFIX
+from ice_notebook.wire import protocol as p
 
 POLL_S = 0.25  # torch is given the word at least this often, to look at the membership; events wake it at once
 STANDBY_ACCEPT_WAIT_S = 2.0  # a standby rank that has not answered by then is deaf, stopped say: another one takes its place

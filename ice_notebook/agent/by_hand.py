@@ -34,12 +34,12 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from ice_notebook import protocol as p
 from ice_notebook.agent.json_rendezvous import JsonBackend, Node, State
 from ice_notebook.agent.reaching import Reaching
 from ice_notebook.agent.rendezvous import STORE_WAIT_S, FreshStoreRendezvous, make_store
 from ice_notebook.errors import join
-from ice_notebook.nodes.errors import NodeError
+from ice_notebook.errors.nodes import NodeError
+from ice_notebook.wire import protocol as p
 
 LOOK_S = 0.2  # how long one look at a store may take: the run can be stopped between two
 LEAVE_WAIT_S = 300.0  # torchrun's: ranks of other nodes may still need the store

@@ -20,17 +20,17 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from ice_notebook import libraries
-from ice_notebook import protocol as p
 from ice_notebook.agent.attempt import RankContext
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.rendezvous import EarlyStore, FreshStoreRendezvous, NodesRendezvous
 from ice_notebook.agent.round import RoundContext
 from ice_notebook.errors import LibraryError
-from ice_notebook.identities import own_identity
-from ice_notebook.nodes import messages as m
-from ice_notebook.nodes.options import LOOPBACK
+from ice_notebook.host import libraries
+from ice_notebook.host.identities import own_identity
+from ice_notebook.options.rendezvous import LOOPBACK
+from ice_notebook.wire import node_messages as m
+from ice_notebook.wire import protocol as p
 
 api._get_fq_hostname = lambda: "localhost"  # it asks the resolver five times a launch, for its own event records
 

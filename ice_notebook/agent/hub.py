@@ -16,21 +16,21 @@ from typing import Any
 
 import msgspec
 
-from ice_notebook import protocol as p
+from ice_notebook.agent import coordinator as c
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.meeting import Meeting
 from ice_notebook.agent.outbox import Outbox
 from ice_notebook.errors import ResultError
-from ice_notebook.frames import Channel, Frame
-from ice_notebook.nodes import coordinator as c
-from ice_notebook.nodes import messages as m
-from ice_notebook.nodes import tls
-from ice_notebook.nodes.errors import NodeError
-from ice_notebook.nodes.files import FILE, IncomingFile, send_file
-from ice_notebook.nodes.listening import listen
-from ice_notebook.nodes.token import parse_token
-from ice_notebook.store import RunFolder
-from ice_notebook.writing import AppendedFile, Loss
+from ice_notebook.errors.nodes import NodeError
+from ice_notebook.host.listening import listen
+from ice_notebook.host.writing import AppendedFile, Loss
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire import node_messages as m
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire import tls
+from ice_notebook.wire.frames import Channel, Frame
+from ice_notebook.wire.node_files import FILE, IncomingFile, send_file
+from ice_notebook.wire.token import parse_token
 
 WAITING_PEERS = 32  # connections that have not proved the token yet: beyond this the oldest gives way
 REFUSALS_RECORDED = 50  # a port scanner must not fill the journal

@@ -17,18 +17,19 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from ice_notebook import crashes, processes
-from ice_notebook import protocol as p
 from ice_notebook.agent.outbox import Outbox
 from ice_notebook.agent.ranks import RankProcess, Stage, start_rank
 from ice_notebook.agent.terminals import Terminals
-from ice_notebook.frames import Channel, Frame
-from ice_notebook.identities import own_identity
-from ice_notebook.nodes.messages import MESSAGE
+from ice_notebook.host import processes
+from ice_notebook.host.identities import own_identity
+from ice_notebook.host.writing import AppendedFile, Loss, say
 from ice_notebook.rank.server import RankServer
-from ice_notebook.store import JOURNAL_RESERVE_BYTES, Journal, RunFolder
-from ice_notebook.stream_index import StreamIndexWriter
-from ice_notebook.writing import AppendedFile, Loss, say
+from ice_notebook.runs import crashes
+from ice_notebook.runs.store import JOURNAL_RESERVE_BYTES, Journal, RunFolder
+from ice_notebook.runs.stream_index import StreamIndexWriter
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel, Frame
+from ice_notebook.wire.node_messages import MESSAGE
 
 MOST_REPLACEMENTS = 3  # of standby ranks that die: then something is wrong with them, and a launch that fails will say what
 

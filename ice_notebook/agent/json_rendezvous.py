@@ -19,8 +19,8 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous as theirs
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousBackend
 
-from ice_notebook import libraries
 from ice_notebook.errors import LibraryError
+from ice_notebook.host import libraries
 
 _NOTHING = "null"  # a key is read only when it is there: this is what it has before the first state
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]

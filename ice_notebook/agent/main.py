@@ -13,18 +13,18 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from ice_notebook import forks, inherited, lifelines, processes, signals, title
-from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting
 from ice_notebook.agent.shares import Shares
-from ice_notebook.frames import Channel
-from ice_notebook.nodes.errors import NodeError
-from ice_notebook.nodes.messages import MESSAGE, decode
+from ice_notebook.errors.nodes import NodeError
+from ice_notebook.host import forks, inherited, lifelines, processes, signals, title
+from ice_notebook.host.writing import say, write_what_fits
 from ice_notebook.rank import surroundings
 from ice_notebook.rank.server import RankServer
-from ice_notebook.store import RunFolder
-from ice_notebook.writing import say, write_what_fits
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.node_messages import MESSAGE, decode
 
 if TYPE_CHECKING:
     from ice_notebook.agent.hub import Hub

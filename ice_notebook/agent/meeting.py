@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ice_notebook.nodes import messages as m
+from ice_notebook.wire import node_messages as m
 
 
 class RunOverError(Exception):

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from ice_notebook.frames import Channel, pack
+from ice_notebook.wire.frames import Channel, pack
 
 # Beyond this the kernel is told only how much it missed: the log files have it all, and what comes is new.
 OUTPUT_LIMIT_BYTES = 512 << 10

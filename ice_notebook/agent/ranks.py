@@ -16,18 +16,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ice_notebook import boot, exact_json, processes
-from ice_notebook import protocol as p
-from ice_notebook.frames import Channel
+from ice_notebook.host import boot, processes
+from ice_notebook.host.writing import AppendedFile, Loss
 from ice_notebook.rank.server import RankServer
-from ice_notebook.stream_index import StreamIndexWriter
-from ice_notebook.writing import AppendedFile, Loss
+from ice_notebook.runs.stream_index import StreamIndexWriter
+from ice_notebook.wire import exact_json
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel
 
 # What a rank needs to work at once when it is told to go; torch first, the rest is quick.
 _OURS = ("pickles", "cell", "descriptions", "rank.surroundings", "rank.shell", "rank.spawning", "rank.process_group")
 MODULES = ("torch", "torch.distributed", *(f"ice_notebook.{module}" for module in _OURS))
 # A script finds itself in a process that has imported next to nothing: torch is imported when the script does it.
-_SCRIPT_MODULES = ("ice_notebook.tracebacks", "ice_notebook.rank.script", "ice_notebook.rank.surroundings")
+_SCRIPT_MODULES = ("ice_notebook.runs.tracebacks", "ice_notebook.rank.script", "ice_notebook.rank.surroundings")
 _READ_BYTES = 1 << 16
 _LFLAG, _OFLAG, _CC = 3, 1, 6  # places in what termios.tcgetattr returns
 

@@ -15,10 +15,10 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 
 from ice_notebook.agent.meeting import Meeting
-from ice_notebook.nodes import messages as m
-from ice_notebook.nodes.errors import NodeError
-from ice_notebook.nodes.listening import listen
-from ice_notebook.nodes.options import LOOPBACK
+from ice_notebook.errors.nodes import NodeError
+from ice_notebook.host.listening import listen
+from ice_notebook.options.rendezvous import LOOPBACK
+from ice_notebook.wire import node_messages as m
 
 STORE_WAIT_S = 30.0  # it listens before anybody hears of it: who does not reach it by then never will
 LOOK_S = 2.0  # one try of it: the round may be over before

@@ -9,7 +9,7 @@ from torch.distributed.elastic.multiprocessing import RunProcsResult
 from ice_notebook.agent.attempt import RankContext, root_cause
 from ice_notebook.agent.meeting import Meeting
 from ice_notebook.agent.ranks import RankProcess
-from ice_notebook.nodes import messages as m
+from ice_notebook.wire import node_messages as m
 
 
 class RoundContext(RankContext):

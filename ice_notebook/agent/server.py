@@ -14,12 +14,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import NoReturn
 
-from ice_notebook import forks, lifelines, signals, starting, title
-from ice_notebook import protocol as p
 from ice_notebook.agent import main as agent
 from ice_notebook.agent.ranks import MODULES
-from ice_notebook.frames import Channel
+from ice_notebook.host import forks, lifelines, signals, starting, title
 from ice_notebook.rank import preloading
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel
 
 
 def main(words: list[str], _own_path: list[str]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from ice_notebook import cores
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.ranks import RankProcess, Stage
+from ice_notebook.host import cores
 
 
 class Shares(threading.Thread):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from ice_notebook import cores
 from ice_notebook.agent.io import AgentIO
+from ice_notebook.host import cores
 
 MOST_WAIT_S = 5.0  # they weigh least while they get ready: a run that never leaves a core idle hardly feels it, and saves an import at each restart
 

@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from ice_notebook import protocol as p
 from ice_notebook.agent.outbox import Outbox
 from ice_notebook.agent.ranks import RankProcess, Stream, read_terminal
-from ice_notebook.stream_index import STDERR, STDOUT
+from ice_notebook.runs.stream_index import STDERR, STDOUT
+from ice_notebook.wire import protocol as p
 
 # After a little output the terminals are left alone for a moment: a rank that prints line by line would otherwise cost a wake-up a line.
 PAUSE_S = 0.005

@@ -1,1 +1,4 @@
-"""In a rank: a fresh interpreter that the agent started, which runs the user's function once and leaves."""
+"""Runs in a rank.
+
+A rank is a fresh interpreter, or a fork of one, that the agent started. It runs what was launched once, and leaves.
+"""

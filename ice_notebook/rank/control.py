@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from ice_notebook.frames import Channel
+from ice_notebook.wire.frames import Channel
 
 
 class Control(threading.Thread):

@@ -22,14 +22,16 @@ from typing import IO, Any, NoReturn, TypeVar
 
 import msgspec
 
-from ice_notebook import boot, exact_json, exits, inherited, signals, title
-from ice_notebook import protocol as p
-from ice_notebook.exits import INTERRUPTED
-from ice_notebook.frames import Channel
-from ice_notebook.progress import reporter
+from ice_notebook.context.progress import reporter
+from ice_notebook.host import boot, inherited, signals, title
 from ice_notebook.rank import guards, leaving, preloading, surroundings
 from ice_notebook.rank.control import Control
 from ice_notebook.rank.script import command_of as script_command
+from ice_notebook.runs import exits
+from ice_notebook.runs.exits import INTERRUPTED
+from ice_notebook.wire import exact_json
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel
 
 T = TypeVar("T")
 _EXIT_FAILED = 1
@@ -173,8 +175,9 @@ class Rank:
 
     def _load_task(self) -> Any:
         """Return what is to be run. What goes wrong in it is told by the name of the user's variable."""
-        from ice_notebook import pickles, tracebacks  # noqa: PLC0415
         from ice_notebook.errors import IceNotebookError, LoadError  # noqa: PLC0415
+        from ice_notebook.runs import tracebacks  # noqa: PLC0415
+        from ice_notebook.values import pickles  # noqa: PLC0415
 
         go = self._go
         try:
@@ -189,8 +192,8 @@ class Rank:
             raise failure from (None if frames is None else error)
 
     def _run_script(self, script: p.Script) -> int:
+        from ice_notebook.context.script_results import script_result  # noqa: PLC0415
         from ice_notebook.rank import script as scripts  # noqa: PLC0415
-        from ice_notebook.script_results import script_result  # noqa: PLC0415
 
         reporter.open(lambda bars: self._tell("progress", bars=bars))
         script_result.open(self._return)
@@ -234,8 +237,8 @@ class Rank:
 
     def _return(self, value: Any) -> None:
         """Write the value in the place of one before, and tell of it; one that cannot be written is told of as well."""
-        from ice_notebook import pickles  # noqa: PLC0415
         from ice_notebook.errors import PayloadError, ResultError  # noqa: PLC0415
+        from ice_notebook.values import pickles  # noqa: PLC0415
 
         go = self._go
         try:
@@ -259,7 +262,7 @@ class Rank:
 
     def _describe(self, value: Any) -> tuple[str, str, str]:
         """Return what the value looks like. It may raise what it likes when it is asked: the function has returned."""
-        from ice_notebook import descriptions  # noqa: PLC0415
+        from ice_notebook.values import descriptions  # noqa: PLC0415
 
         for describe in (descriptions.describe, lambda value: (type(value).__name__, descriptions.describe_text(value), "")):
             try:
@@ -286,7 +289,7 @@ class Rank:
         return self._report(error)
 
     def _report(self, error: BaseException) -> int:
-        from ice_notebook import tracebacks  # noqa: PLC0415
+        from ice_notebook.runs import tracebacks  # noqa: PLC0415
 
         code = _exit_code(error)
         if isinstance(error, KeyboardInterrupt):
@@ -310,7 +313,7 @@ class Rank:
             if not isinstance(error.code, int):
                 print(error.code, file=sys.stderr, flush=True)
         elif self._go.script is not None and _has_own_hook():
-            from ice_notebook import tracebacks  # noqa: PLC0415
+            from ice_notebook.runs import tracebacks  # noqa: PLC0415
 
             sys.excepthook(type(error), error, tracebacks.users_traceback(error))
         else:
@@ -326,7 +329,7 @@ class Rank:
         with contextlib.suppress(OSError):
             if not error_file.exists():  # a script under torch's `@record` has written it
                 error_file.write_text(json.dumps({"message": reply}))
-        from ice_notebook import pickles  # noqa: PLC0415
+        from ice_notebook.values import pickles  # noqa: PLC0415
 
         error.__traceback__ = None
         error.__cause__ = error.__context__ = None
@@ -378,7 +381,7 @@ class Rank:
 
 def _end_child(error: BaseException) -> int:
     """Print what Python does at such an end of a process that the user's code has forked, and return its exit code."""
-    from ice_notebook import tracebacks  # noqa: PLC0415
+    from ice_notebook.runs import tracebacks  # noqa: PLC0415
 
     code = _exit_code(error)
     if not isinstance(error, SystemExit):

@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ice_notebook import protocol as p
-from ice_notebook.forks import has_gpu_open
+from ice_notebook.host.forks import has_gpu_open
+from ice_notebook.wire import protocol as p
 
 MOST_MODULES = 4_000  # that a rank names: transformers with a model comes to some 1,500
 

@@ -12,9 +12,9 @@ import zipfile
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader, SourcelessFileLoader
 from typing import Any, NoReturn
 
-from ice_notebook.bytecode import is_bytecode
 from ice_notebook.errors import ScriptError
-from ice_notebook.protocol import Script, ScriptKind
+from ice_notebook.host.bytecode import is_bytecode
+from ice_notebook.wire.protocol import Script, ScriptKind
 
 
 def run(script: Script, own_path: list[str]) -> None:

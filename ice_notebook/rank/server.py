@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from ice_notebook import forks, title
-from ice_notebook import protocol as p
-from ice_notebook.frames import Channel
+from ice_notebook.host import forks, title
 from ice_notebook.rank import guards
 from ice_notebook.rank import main as rank
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel
 
 FORK_WAIT_S = 5.0  # it forks within 20 ms; after so long it is stopped
 _DESCRIPTORS = 5

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from ice_notebook.errors import SUPPORTED_LINE_MAGICS, CellError
-from ice_notebook.librarys_objects import found_there
+from ice_notebook.values.librarys_objects import found_there
 
 _EXPANDED = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|\$\$|\$(\w+)")
 

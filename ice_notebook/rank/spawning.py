@@ -15,10 +15,10 @@ import multiprocessing.reduction
 import sys
 from typing import Any
 
-from ice_notebook import local_modules
-from ice_notebook.known_sources import know_sources, known_sources
 from ice_notebook.rank import shell
-from ice_notebook.reducers import ValuePickler, Way
+from ice_notebook.values import local_modules
+from ice_notebook.values.known_sources import know_sources, known_sources
+from ice_notebook.values.reducers import ValuePickler, Way
 
 _Forking = multiprocessing.reduction.ForkingPickler
 

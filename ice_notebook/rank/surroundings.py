@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ice_notebook import context
-from ice_notebook.known_sources import know_sources
-from ice_notebook.processes import MARKER
+from ice_notebook.context import current_launcher as context
+from ice_notebook.host.processes import MARKER
+from ice_notebook.values.known_sources import know_sources
 
 
 def take_environment(environment: Mapping[str, str]) -> None:

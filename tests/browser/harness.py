@@ -63,7 +63,7 @@ SETUP = """
 %load_ext ice_notebook
 from fake_run import *
 from IPython.display import display
-from ice_notebook.widgets.run_panel import RunPanel
+from ice_notebook.ui.widgets.run_panel import RunPanel
 
 played = []
 

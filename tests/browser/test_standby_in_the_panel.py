@@ -12,11 +12,11 @@ def train():
     while True:
         time.sleep(0.01)
 """
-AT_LEISURE = "__import__('ice_notebook.cores').cores.Leisure.look = lambda _: 1"  # also beside other tests
+AT_LEISURE = "__import__('ice_notebook.host.cores').host.cores.Leisure.look = lambda _: 1"  # also beside other tests
 # However quick this machine is with an import.
-SAYS_ALL = "__import__('ice_notebook.widgets.panel_state').widgets.panel_state.WORTH_SAYING_S = 0.0"
-TWO_SETS = "__import__('ice_notebook.pool').pool.MOST_SETS = 2"
-IS_READY = "__import__('ice_notebook.pool').pool.pool().describe()"
+SAYS_ALL = "__import__('ice_notebook.ui.widgets.panel_state').widgets.panel_state.WORTH_SAYING_S = 0.0"
+TWO_SETS = "__import__('ice_notebook.kernel.pool').kernel.pool.MOST_SETS = 2"
+IS_READY = "__import__('ice_notebook.kernel.pool').kernel.pool.pool().describe()"
 
 
 def wait_ready(page, *words):

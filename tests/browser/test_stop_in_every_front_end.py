@@ -116,7 +116,7 @@ def test_the_interrupt_alone_is_enough(desk, app, ipykernel):
 def test_a_slow_callback_of_somebody_else_does_not_keep_stop_from_working(desk, ipykernel):
     button = """
 import ipywidgets, threading
-from ice_notebook.widgets.kernel import keep_subshell
+from ice_notebook.ui.widgets.kernel import keep_subshell
 gate = threading.Event()
 def hold(_):
     run._news.put(out(0, "held\\n"))

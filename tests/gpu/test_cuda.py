@@ -9,8 +9,8 @@ import pytest
 from support import HANG_S, end_all
 
 from ice_notebook import ElasticLauncher
-from ice_notebook.machine import inventory
-from ice_notebook.run import Run
+from ice_notebook.devices.machine import inventory
+from ice_notebook.kernel.run import Run
 
 pytestmark = pytest.mark.gpu
 

@@ -7,10 +7,11 @@ import os
 import pytest
 from support import HANG_S, wait_printed, wait_until
 
-from ice_notebook import DevicePicker, ElasticLauncher, holders
+from ice_notebook import DevicePicker, ElasticLauncher
+from ice_notebook.devices import holders
+from ice_notebook.devices.machine import inventory
+from ice_notebook.devices.readings import read_now
 from ice_notebook.errors import DeviceError
-from ice_notebook.machine import inventory
-from ice_notebook.readings import read_now
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not inventory().visible, reason="needs a CUDA device")]
 GIB = 1 << 30

@@ -10,8 +10,8 @@ import pytest
 from support import Kernel, end_all
 
 from ice_notebook import ElasticLauncher
-from ice_notebook.pool import pool
-from ice_notebook.run import Run
+from ice_notebook.kernel.pool import pool
+from ice_notebook.kernel.run import Run
 
 
 def _forks(module: object) -> bool:

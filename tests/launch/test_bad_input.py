@@ -223,7 +223,7 @@ def test_a_full_disk_is_told_before_anything_starts_and_nothing_is_left(refusing
         fill(full / "filler")
         shared = tmp_path / "shared"  # in the place of the machine's, where others may launch meanwhile
         shared.mkdir()
-        kernel.run("from ice_notebook import shared_values")
+        kernel.run("from ice_notebook.values import shared_values")
         kernel.run(
             f"shared_values.SHARED_MEMORY, shared = type(shared_values.SHARED_MEMORY)({str(shared)!r}), shared_values.SHARED_MEMORY"
         )

@@ -13,7 +13,7 @@ import pytest
 from interrupt_fuzzer import Fuzzer
 from support import HANG_S, Kernel, wait_until
 
-from ice_notebook.pool import STANDBY_VARIABLE
+from ice_notebook.kernel.pool import STANDBY_VARIABLE
 
 FUZZED_S = 20.0
 SEED = 1

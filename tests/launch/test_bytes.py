@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ice_notebook import get_current_launcher
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
 
 BYTE = os.fsdecode(b"caf\xe9 \xff")
 WORD = os.fsdecode(b"run\xe9")

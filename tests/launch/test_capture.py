@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from support import HANG_S, Kernel, wait_until
 
-from ice_notebook import ElasticLauncher, shared_values
+from ice_notebook import ElasticLauncher
 from ice_notebook.errors import PayloadError
+from ice_notebook.values import shared_values
 
 DEFINITIONS = """
 import threading
@@ -79,10 +80,10 @@ def test_an_instance_of_a_cells_class_comes_back_as_one_of_the_notebooks_class(c
 )
 def test_what_cannot_travel_is_refused_by_name_and_line_before_anything_starts(cells: Kernel, tmp_path, statement, name, is_a):
     variable = name.partition("[")[0]
-    cells.run(f"import ice_notebook.store, ice_notebook.shared_values, os, pathlib\n{statement}")
-    of_the_system = "ice_notebook.shared_values.SHARED_MEMORY = pathlib.Path('/dev/shm')"
+    cells.run(f"import ice_notebook.runs.store, ice_notebook.values.shared_values, os, pathlib\n{statement}")
+    of_the_system = "ice_notebook.values.shared_values.SHARED_MEMORY = pathlib.Path('/dev/shm')"
     cells.run(of_the_system.replace("/dev/shm", str(tmp_path)))  # others use that meanwhile
-    left = "(sorted(os.listdir(ice_notebook.store.cache_dir())), sorted(os.listdir(ice_notebook.shared_values.SHARED_MEMORY)))"
+    left = "(sorted(os.listdir(ice_notebook.runs.store.cache_dir())), sorted(os.listdir(ice_notebook.values.shared_values.SHARED_MEMORY)))"
     before = cells.value(left)
     outcome = cells.run(f"%%elastic_launch devices=cpu:0-1 -o never\ndef use():\n    one = 1\n    return {variable}, one")
     assert outcome.error.startswith(f"PayloadError: `{name}` cannot be sent to the ranks: it {is_a}"), outcome.error

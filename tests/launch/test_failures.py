@@ -11,7 +11,7 @@ import pytest
 from support import HANG_S, left_of, wait_printed
 
 from ice_notebook import ElasticLauncher, RunFailed
-from ice_notebook.store import RunFolder
+from ice_notebook.runs.store import RunFolder
 
 
 class Strange(Exception):

@@ -11,8 +11,8 @@ import pytest
 from disks import FULL, mounted, needs_root
 from support import wait_until
 
-from ice_notebook import protocol as p
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
+from ice_notebook.wire import protocol as p
 
 MISSING = f"of its output is missing in its log file: {FULL}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from support import wait_until
 
 from ice_notebook import ElasticLauncher
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
 
 
 def test_the_notebook_knows_how_far_each_ranks_loops_are(start):

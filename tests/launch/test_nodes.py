@@ -19,14 +19,12 @@ import psutil
 import pytest
 from support import HANG_S, left_of, wait_printed, wait_until
 
-from ice_notebook.nodes.token import VARIABLE, Token
-from ice_notebook.run import Run
-from ice_notebook.widgets.panel_state import banner
+from ice_notebook.kernel.run import Run
+from ice_notebook.ui.widgets.panel_state import banner
+from ice_notebook.wire.token import VARIABLE, Token
 
 JOIN = [sys.executable, "-m", "ice_notebook", "join"]
-OTHER = (
-    "import sys; from ice_notebook.nodes import messages as m, join; hello = m.hello(); {change}; sys.exit(join.main(sys.argv[1:]))"
-)
+OTHER = "import sys; from ice_notebook.wire import node_messages as m; from ice_notebook.ui import join; hello = m.hello(); {change}; sys.exit(join.main(sys.argv[1:]))"
 
 BY_VALUE = {"by_value": "test_nodes"}  # this file is not on the path of another machine
 
@@ -42,7 +40,7 @@ class Joined:
     def marker(self) -> str:
         """Return what all processes of its agent carry."""
         [plan] = wait_until(lambda: list(self.cache.glob("ice_notebook/*/plan.json")))
-        from ice_notebook.store import RunFolder
+        from ice_notebook.runs.store import RunFolder
 
         return RunFolder(plan.parent).read_plan().marker
 
@@ -377,7 +375,7 @@ def test_who_is_no_node_is_refused_and_blocks_nobody(start, join):
     with pytest.raises(dist.DistError):
         dist.TCPStore(host, port, is_master=False, timeout=dt.timedelta(seconds=1))
     assert run.plan.nodes is not None
-    from ice_notebook.nodes.token import parse_token
+    from ice_notebook.wire.token import parse_token
 
     wrong = Token.new(parse_token(run.plan.nodes.token).fingerprint).format()
     status, said = join(run, token=wrong).finish()

@@ -21,11 +21,14 @@ import torch.distributed as dist
 from support import HANG_S, end_all, wait_printed, wait_until
 from test_nodes import alone_or_wait, meet
 
-from ice_notebook import launcher, planning, ports, report
-from ice_notebook import protocol as p
-from ice_notebook.interrupts import held
-from ice_notebook.launch_options import LaunchOptions
-from ice_notebook.run import Run
+from ice_notebook.host import ports
+from ice_notebook.host.interrupts import held
+from ice_notebook.kernel import planning
+from ice_notebook.kernel.run import Run
+from ice_notebook.options.launch_options import LaunchOptions
+from ice_notebook.runs import report
+from ice_notebook.ui import launcher
+from ice_notebook.wire import protocol as p
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support import Kernel
 
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
 
 # Ends by an exception: an agent that ends a failed attempt at once must leave a program this time as well.
 SCRIPT = """
@@ -177,7 +177,7 @@ def test_a_rank_that_writes_at_its_end_is_given_its_grace_when_another_fails(sta
 
 LEAVES = """
 import signal, sys
-from ice_notebook import protocol as p
+from ice_notebook.wire import protocol as p
 from ice_notebook.rank import script
 from ice_notebook.rank.leaving import Leaving
 

@@ -14,10 +14,10 @@ import psutil
 import pytest
 from support import Kernel, left_of, python, wait_printed, wait_until
 
-from ice_notebook import processes
-from ice_notebook.protocol import RunEnded
-from ice_notebook.run import Run
-from ice_notebook.store import RunFolder
+from ice_notebook.host import processes
+from ice_notebook.kernel.run import Run
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire.protocol import RunEnded
 
 START_METHOD = "spawn"  # see conftest.py
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support import python, wait_until
 
-from ice_notebook.protocol import RankExited
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
+from ice_notebook.wire.protocol import RankExited
 
 
 def test_every_byte_is_in_the_log_in_the_order_in_which_it_was_written(start, tmp_path):
@@ -105,7 +105,7 @@ def test_a_flood_from_all_ranks_is_kept_whole(launch):
 SUSPENDED = """
 import json, sys
 from ice_notebook import ElasticLauncher
-from ice_notebook.logs import RunLogs
+from ice_notebook.runs.logs import RunLogs
 
 taken = {0: 0, 1: 0}
 missed = {0: 0, 1: 0}

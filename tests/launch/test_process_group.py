@@ -12,7 +12,7 @@ import psutil
 import pytest
 from support import HANG_S, wait_until
 
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
 
 
 def free_port() -> int:

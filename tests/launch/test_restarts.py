@@ -12,7 +12,7 @@ from support import left_of, wait_until
 
 from ice_notebook import RunFailed
 from ice_notebook.errors import LaunchError
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
 
 
 class Watcher:

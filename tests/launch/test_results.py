@@ -14,8 +14,9 @@ import pytest
 from disks import mounted, needs_root
 from support import HANG_S, Kernel, python, wait_until
 
-from ice_notebook import ElasticLauncher, Run, RunFailed, shared_values
+from ice_notebook import ElasticLauncher, Run, RunFailed
 from ice_notebook.errors import LaunchError, ResultError, RunStopped
+from ice_notebook.values import shared_values
 
 MIB = 1 << 20
 SHARED_MEMORY = Path("/dev/shm")

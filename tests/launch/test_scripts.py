@@ -24,13 +24,13 @@ from support import left_of, wait_printed, wait_until
 
 from ice_notebook import ElasticLauncher, RunFailed
 from ice_notebook.errors import ResultError
-from ice_notebook.launch_options import LaunchOptions
-from ice_notebook.options import Surface
-from ice_notebook.planning import make_preparation
-from ice_notebook.pool import Pool, pool
-from ice_notebook.run import Run
-from ice_notebook.scripts import read_script
-from ice_notebook.text_view import PREFIX_TEMPLATE
+from ice_notebook.kernel.planning import make_preparation
+from ice_notebook.kernel.pool import Pool, pool
+from ice_notebook.kernel.run import Run
+from ice_notebook.options.launch_options import LaunchOptions
+from ice_notebook.options.table import Surface
+from ice_notebook.tasks.scripts import read_script
+from ice_notebook.ui.text_view import PREFIX_TEMPLATE
 
 
 @pytest.fixture
@@ -600,7 +600,7 @@ def test_a_script_by_its_absolute_path_may_run_in_ranks_that_stand_by(launch, sc
     )
     pool().stop()
     standing = Pool()
-    monkeypatch.setattr("ice_notebook.pool._pool_of", lambda _pid: standing)
+    monkeypatch.setattr("ice_notebook.kernel.pool._pool_of", lambda _pid: standing)
     standing.prepare(make_preparation(2))
     wait_until(lambda: standing.describe().startswith("2 ranks stand by: ready"))
     fresh = launch(train, "--lr", "1")

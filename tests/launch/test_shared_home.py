@@ -10,9 +10,9 @@ import sys
 import pytest
 from support import left_of, wait_printed
 
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
 
-CLEAN_UP = "from ice_notebook import upkeep; upkeep.clean_up(keep=0)"
+CLEAN_UP = "from ice_notebook.runs import upkeep; upkeep.clean_up(keep=0)"
 CONTAINER = ["--pid", "--fork", "--mount-proc"]
 # Each has a mount namespace of its own; what is mounted there is seen by nobody else.
 SURROUNDINGS = {

@@ -17,12 +17,13 @@ import psutil
 import pytest
 from support import HANG_S, Kernel, left_of, wait_printed, wait_until
 
-from ice_notebook import agents, processes
-from ice_notebook.inherited import EXPENDABLE
-from ice_notebook.planning import make_preparation
-from ice_notebook.pool import MEMORY_SHARE, RANK_BYTES, Pool, pool
-from ice_notebook.protocol import RankReplaced, RunBegun
-from ice_notebook.run import Run
+from ice_notebook.host import processes
+from ice_notebook.host.inherited import EXPENDABLE
+from ice_notebook.kernel import agents
+from ice_notebook.kernel.planning import make_preparation
+from ice_notebook.kernel.pool import MEMORY_SHARE, RANK_BYTES, Pool, pool
+from ice_notebook.kernel.run import Run
+from ice_notebook.wire.protocol import RankReplaced, RunBegun
 
 START_METHOD = "spawn"  # see conftest.py
 
@@ -38,11 +39,11 @@ def standby(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
 
     The pool is a new one: what launches of other tests have imported is not preloaded. It keeps one set: the machine is for what a test waits for.
     """
-    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 1)
+    monkeypatch.setattr("ice_notebook.kernel.pool.MOST_SETS", 1)
     pool().stop()
     made = Pool()
     made.default = "auto"
-    monkeypatch.setattr("ice_notebook.pool._pool_of", lambda _pid: made)
+    monkeypatch.setattr("ice_notebook.kernel.pool._pool_of", lambda _pid: made)
 
     def stand_by(n: int = 2) -> Pool:
         pool().prepare(make_preparation(n))
@@ -98,8 +99,8 @@ def test_fewer_or_more_ranks_than_stand_by(launch, standby):
 
 
 def test_more_sets_follow_as_far_as_memory_allows(launch, standby, monkeypatch):
-    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 3)
-    monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: 1)
+    monkeypatch.setattr("ice_notebook.kernel.pool.MOST_SETS", 3)
+    monkeypatch.setattr("ice_notebook.host.cores.Leisure.look", lambda _self: 1)
     assert launch(who, start_method="forkserver").phase == "succeeded"
     wait_until(lambda: len(pool()._sets) == 3)
     room = 2 * 3 * RANK_BYTES / MEMORY_SHARE  # for two sets of an agent and two ranks
@@ -303,7 +304,7 @@ def test_what_torch_has_functions_for_is_told_to_it(launch, standby):
 
 
 def test_another_torch_on_the_module_path_makes_a_cold_start(launch, standby, tmp_path, monkeypatch):
-    monkeypatch.setattr("ice_notebook.boot.pinned", lambda _path: {})  # as where numpy is not loaded
+    monkeypatch.setattr("ice_notebook.host.boot.pinned", lambda _path: {})  # as where numpy is not loaded
     standby(1)
     (tmp_path / "numpy.py").write_text("raise ImportError('not a numpy')")
     monkeypatch.syspath_prepend(tmp_path)
@@ -338,7 +339,7 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         f"while not os.path.exists({str(made.gate)!r}):\n    time.sleep(0.01)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: made.idle)
+    monkeypatch.setattr("ice_notebook.host.cores.Leisure.look", lambda _self: made.idle)
     return made
 
 
@@ -367,7 +368,7 @@ def test_beside_a_run_as_many_get_ready_at_a_time_as_cores_are_idle_and_after_it
 
 @pytest.mark.parametrize("then", ["leisure", "the end of the run", "the end of its agent"])
 def test_what_gets_ready_rests_while_a_launch_may_need_the_cores(start, standby, slow, monkeypatch, then):
-    monkeypatch.setattr("ice_notebook.pool.MOST_SETS", 2)
+    monkeypatch.setattr("ice_notebook.kernel.pool.MOST_SETS", 2)
     n = 2 if then == "leisure" else 1
     standing = standby(n)
     wait_until(lambda: len(standing._sets) == 2)
@@ -550,7 +551,7 @@ def test_what_waits_for_a_fork_server_that_does_not_answer_can_be_stopped(start,
 
 
 def test_a_fork_server_that_does_not_answer_is_replaced(launch, stopped_server, monkeypatch):
-    monkeypatch.setattr("ice_notebook.agents.FORK_WAIT_S", 0.2)
+    monkeypatch.setattr("ice_notebook.kernel.agents.FORK_WAIT_S", 0.2)
     run = launch(who, n=1, start_method="forkserver", standby="off")
     assert (run.phase, start_of(run)) == ("succeeded", ["cold"])
     assert run.state.start_note == "fork server not used: it did not answer"
@@ -649,7 +650,7 @@ def test_a_restart_takes_spares_that_are_up(start, tmp_path):
 
 
 def test_a_run_that_fails_at_once_finds_spares_that_stood_by(launch, standby, monkeypatch):
-    monkeypatch.setattr("ice_notebook.cores.Leisure.look", lambda _self: 1)
+    monkeypatch.setattr("ice_notebook.host.cores.Leisure.look", lambda _self: 1)
     standing = standby(1)
     launch(who, n=1, max_restarts=1)
     wait_until(lambda: standing._sets and len(ranks_of(standing)) == 2)
@@ -666,7 +667,7 @@ def test_a_run_that_fails_at_once_finds_spares_that_stood_by(launch, standby, mo
 # ---- when they end -------------------------------------------------------------------------------------------------------------------------
 
 CELL = "%%elastic_launch devices=cpu:0 ui=none dist_init=no{}\ndef f():\n    return 1"
-MARKERS = "[each.preparation.marker for each in __import__('ice_notebook.pool').pool.pool()._sets]"
+MARKERS = "[each.preparation.marker for each in __import__('ice_notebook.kernel.pool').kernel.pool.pool()._sets]"
 
 
 def standing_by(kernel: Kernel) -> list[str]:
@@ -708,9 +709,9 @@ def test_nothing_stands_by_longer_than_its_kernel(kernel, end):
 
 
 # Whatever else this machine does, and with one set.
-AT_LEISURE = "from ice_notebook import cores, pool\ncores.Leisure.look = lambda _: 1\npool.MOST_SETS = 1"
+AT_LEISURE = "from ice_notebook.host import cores; from ice_notebook.kernel import pool\ncores.Leisure.look = lambda _: 1\npool.MOST_SETS = 1"
 SERVERS = """(lambda server: [server.preparation.marker] if server is not None and server.is_forking else [])(
-    __import__('ice_notebook.pool').pool.pool()._server
+    __import__('ice_notebook.kernel.pool').kernel.pool.pool()._server
 )"""
 
 
@@ -753,7 +754,7 @@ def test_off_leaves_nothing_and_the_magic_says_what_stands_by(kernel):
 
 def test_they_end_after_an_idle_time(launch, standby, monkeypatch):
     marker = standby(1)._sets[0].preparation.marker
-    monkeypatch.setattr("ice_notebook.pool.IDLE_S", 0.01)
+    monkeypatch.setattr("ice_notebook.kernel.pool.IDLE_S", 0.01)
     pool()._wake()
     wait_until(lambda: not left_of(marker))
     assert pool().describe() == "No ranks stand by."
@@ -768,7 +769,7 @@ def test_a_machine_that_has_no_room_for_more_processes_goes_without(launch, stan
     assert start_of(run) == ["standby"]
     standing.stop()
     with monkeypatch.context() as full:
-        full.setattr("ice_notebook.starting.start_process", refuse)
+        full.setattr("ice_notebook.host.starting.start_process", refuse)
         standing.prepare(make_preparation(1))
         wait_until(lambda: not standing.is_on and standing._thread is None)
     assert launch(who, n=1).phase == "succeeded"

@@ -12,7 +12,8 @@ import threading
 import pytest
 from support import left_of, wait_printed, wait_until
 
-from ice_notebook import ElasticLauncher, RunFailed, processes
+from ice_notebook import ElasticLauncher, RunFailed
+from ice_notebook.host import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 END_S = 60.0

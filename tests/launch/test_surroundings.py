@@ -15,7 +15,7 @@ import pytest
 from support import Kernel, python
 
 from ice_notebook import ElasticLauncher, get_current_launcher
-from ice_notebook.run import Run
+from ice_notebook.kernel.run import Run
 
 KERNELS_OWN = ("MPLBACKEND", "FORCE_COLOR", "CLICOLOR", "PAGER", "GIT_PAGER", "JPY_PARENT_PID", "TERM")
 
@@ -275,8 +275,8 @@ def test_lines_for_the_shell_and_await_work_in_a_body_and_displays_are_text(cell
     [("%matplotlib inline", "%matplotlib needs IPython"), ("%%bash\necho", "%%bash cannot stand inside a launched cell")],
 )
 def test_magics_that_a_rank_does_not_have_are_refused_before_anything_starts(cells, line, said):
-    cells.run("import ice_notebook.store")
-    count = "len(list(ice_notebook.store.cache_dir().iterdir())) if ice_notebook.store.cache_dir().exists() else 0"
+    cells.run("import ice_notebook.runs.store")
+    count = "len(list(ice_notebook.runs.store.cache_dir().iterdir())) if ice_notebook.runs.store.cache_dir().exists() else 0"
     before = cells.value(count)
     outcome = cells.run(f"%%elastic_launch devices=cpu\n{line}\n")
     assert outcome.error_name == "CellError"

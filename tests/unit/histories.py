@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from ice_notebook import protocol as p
-from ice_notebook.identities import Identity
-from ice_notebook.state import RunState
+from ice_notebook.host.identities import Identity
+from ice_notebook.runs.state import RunState
+from ice_notebook.wire import protocol as p
 
 SOURCE = (
     "def train():",

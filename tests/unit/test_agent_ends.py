@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ice_notebook.agents import how_it_ended
+from ice_notebook.kernel.agents import how_it_ended
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from histories import plan as make_plan
 
-from ice_notebook import protocol as p
 from ice_notebook.agent.io import AgentIO
-from ice_notebook.frames import Channel, Frame
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel, Frame
 
 
 @pytest.fixture

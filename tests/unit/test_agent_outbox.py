@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from ice_notebook.agent.outbox import OUTPUT_LIMIT_BYTES, Outbox
-from ice_notebook.frames import Channel
+from ice_notebook.wire.frames import Channel
 
 PIECE = b"x" * (64 << 10)
 

@@ -11,11 +11,11 @@ import pytest
 from disks import FULL, Disk
 from support import wait_until
 
-from ice_notebook import protocol as p
 from ice_notebook.agent import terminals
 from ice_notebook.agent.ranks import Stream, _open_terminal
 from ice_notebook.agent.terminals import Terminals
-from ice_notebook.writing import AppendedFile, Loss
+from ice_notebook.host.writing import AppendedFile, Loss
+from ice_notebook.wire import protocol as p
 
 
 @pytest.fixture

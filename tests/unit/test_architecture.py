@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import json
 import re
@@ -14,22 +15,20 @@ from pathlib import Path
 import pytest
 
 import ice_notebook
-from ice_notebook.widgets.scripts import lean_module
+from ice_notebook.ui.widgets.scripts import lean_module
 
 PACKAGE = Path(ice_notebook.__file__).parent
 
-# The layers are those of the page that explains them; packages themselves hold nothing.
+# The rooms, in their order, are those of the page that explains them.
 PAGE = PACKAGE.parent / "docs" / "how_it_works.md"
-ROW = re.compile(r"^\| (?P<layer>\d+) \| (?P<modules>[^|]+) \|", re.MULTILINE)
-LAYER_OF = {
-    module: int(row["layer"])
-    for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))
-    for module in re.findall(r"`([\w.]+)`", row["modules"])
-} | {"agent": -1, "nodes": -1, "rank": -1, "widgets": -1, "__init__": 99}
+ROOM = re.compile(r"^\| `(?P<folder>\w+)/` \| (?P<sentence>[^|]+?) \|$", re.MULTILINE)
+SENTENCE_OF = {row["folder"]: row["sentence"] for row in ROOM.finditer(PAGE.read_text(encoding="utf-8"))}
+ROOMS = list(SENTENCE_OF)
+OUTSIDE = {"__init__", "__main__", "_version"}
 # Inside of a function, by somebody who is about to use it: the device of a launcher's process.
-TORCH_WHEN_ASKED = {"context"}
+TORCH_WHEN_ASKED = {"context.current_launcher"}
 # What may be printed outside of ranks: help that was asked for, in a cell what stands where a panel would be, to the agent's standard error, which is its log, and in the terminal of a machine that joins.
-PRINTS = {"magics", "agent.io", "cli", "in_terminal", "nodes.join", "watching"}
+PRINTS = {"ui.magics", "agent.io", "ui.cli", "ui.in_terminal", "ui.join", "ui.watching"}
 # Packages that cost much to import, or that a plain import must leave to those who use them.
 HEAVY = ("torch", "numpy", "ipywidgets", "anywidget", "IPython", "cloudpickle", "pynvml", "msgspec", "psutil")
 
@@ -45,41 +44,64 @@ def tree_of(module: str) -> ast.Module:
     return ast.parse(source.read_text())
 
 
-def imports(node: ast.AST, *, in_function: bool = False) -> Iterator[tuple[str, list[str], bool]]:
-    """Yield each import as module, names taken from it, and whether it stands in a function; what only a type checker sees is left out."""
+def imports(node: ast.AST, *, in_function: bool = False, for_types: bool = True) -> Iterator[tuple[str, list[str], bool]]:
+    """Yield each import as module, names taken from it, and whether it stands in a function; if asked to, those for a type checker too."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        if not for_types and isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             continue
         if isinstance(child, ast.Import):
             yield from ((alias.name, [], in_function) for alias in child.names)
         elif isinstance(child, ast.ImportFrom):
             assert child.level == 0, "imports are absolute"
             yield child.module or "", [alias.name for alias in child.names], in_function
-        yield from imports(child, in_function=in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+        is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        yield from imports(child, in_function=in_function or is_function, for_types=for_types)
 
 
 def own_imports(module: str) -> set[str]:
     """Return the modules of the package that a module imports, anywhere in it."""
+    every = set(modules())
     found = set()
     for imported, names, _ in imports(tree_of(module)):
         base, _, rest = imported.partition(".")
-        if base == "ice_notebook" and names != ["__version__"]:  # a constant, and the package's own
-            inner = [f"{rest}.{name}".strip(".") for name in names if name != "__version__"]
-            found |= {name if name in LAYER_OF else rest or "__init__" for name in inner or [rest]}
+        if base == "ice_notebook":
+            inner = [f"{rest}.{name}".strip(".") for name in names]
+            found |= {name if name in every else rest or "__init__" for name in inner or [rest]}
     return found
 
 
-# ---- layers ------------------------------------------------------------------------------------------------------------------------------
+# ---- rooms -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_module_has_its_layer():
-    assert sorted(LAYER_OF) == modules()
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_the_page_shows_the_thirteen_rooms_and_every_module_has_one():
+    assert len(ROOMS) == 13
+    assert {room_of(module) for module in modules()} - OUTSIDE == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_says_of_itself_what_the_page_says(room):
+    docstring = importlib.import_module(f"ice_notebook.{room}").__doc__
+    assert docstring is not None
+    assert docstring.startswith(SENTENCE_OF[room])
 
 
 @pytest.mark.parametrize("module", modules())
-def test_imports_go_down_only(module):
-    above = {found for found in own_imports(module) if LAYER_OF[found] >= LAYER_OF[module]}
-    assert above == set(), f"{module} imports {sorted(above)}, which is not below it"
+def test_imports_go_to_an_earlier_room(module):
+    if module in OUTSIDE:
+        return
+    mine = ROOMS.index(room_of(module))
+    others = {found for found in own_imports(module) - {"_version"} if room_of(found) != room_of(module)}
+    later = {found for found in others if found in OUTSIDE or ROOMS.index(room_of(found)) > mine}
+    assert later == set(), f"{module} imports {sorted(later)}, which is in a later room"
+
+
+def test_no_import_goes_around_in_a_room():
+    arrows = {module: {found for found in own_imports(module) if found != module} for module in modules()}
+    list(graphlib.TopologicalSorter(arrows).static_order())
 
 
 @pytest.mark.parametrize(("process", "importers"), [("rank", {"agent", "rank"}), ("agent", {"agent"})])
@@ -95,7 +117,8 @@ def test_ranks_and_agent_are_imported_by_nobody_else(process, importers):
 
 @pytest.mark.parametrize("module", modules())
 def test_torch_is_imported_by_agent_and_ranks_only(module):
-    where = {in_function for imported, _, in_function in imports(tree_of(module)) if imported.partition(".")[0] == "torch"}
+    found = imports(tree_of(module), for_types=False)
+    where = {in_function for imported, _, in_function in found if imported.partition(".")[0] == "torch"}
     if module.partition(".")[0] in {"agent", "rank"}:
         return
     assert where <= ({True} if module in TORCH_WHEN_ASKED else set())
@@ -153,7 +176,7 @@ def test_importing_the_package_changes_nothing_and_loads_nothing():
     before, after, loaded = looked(IMPORT)
     assert after == before
     assert [name for name in loaded if name.partition(".")[0] in HEAVY] == []
-    assert [name for name in loaded if name.startswith("ice_notebook.")] == []
+    assert [name for name in loaded if name.startswith("ice_notebook.")] == ["ice_notebook._version"]
 
 
 def test_loading_the_extension_changes_nothing_but_ipython_and_does_not_import_torch(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ice_notebook import boot
+from ice_notebook.host import boot
 
 STDLIB = os.path.dirname(os.__file__)
 PACKAGES = os.path.dirname(os.path.dirname(msgspec.__file__))

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ice_notebook import cell as cells
-from ice_notebook.cell import BodyTask, FunctionTask, free_names, read_cell
 from ice_notebook.errors import CellError, CellSyntaxError
+from ice_notebook.tasks import cell as cells
+from ice_notebook.tasks.cell import BodyTask, FunctionTask, free_names, read_cell
 
 IPYTHON = "get_ipython()"
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ice_notebook import notebook, watching
 from ice_notebook.errors import OptionError
-from ice_notebook.watching import Ui, choose_ui
-from ice_notebook.widgets import kernel
+from ice_notebook.host import notebook
+from ice_notebook.ui import watching
+from ice_notebook.ui.watching import Ui, choose_ui
+from ice_notebook.ui.widgets import kernel
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_a_notebook_that_kaggle_runs_as_a_whole_has_lines(page, monkeypatch):
 
 def test_lines_take_the_place_of_a_panel_that_cannot_be_imported(page, monkeypatch, capsys):
     page("8.1.9", "3.0.17")
-    monkeypatch.setitem(sys.modules, "ice_notebook.widgets.run_panel", None)
+    monkeypatch.setitem(sys.modules, "ice_notebook.ui.widgets.run_panel", None)
     run = SimpleNamespace(subscribe=lambda view: None)
     assert watching.open_view(run, choose_ui("auto", waits=False), waits=False) is None
     assert "run: not shown, because the packages for widgets cannot be imported (" in capsys.readouterr().out

@@ -8,12 +8,12 @@ import sys
 import pytest
 from histories import History, killed, plan, raised
 
-from ice_notebook import cli, in_terminal
-from ice_notebook import protocol as p
-from ice_notebook.options import Surface
-from ice_notebook.run import Run
-from ice_notebook.state import replay
-from ice_notebook.store import RunFolder
+from ice_notebook.kernel.run import Run
+from ice_notebook.options.table import Surface
+from ice_notebook.runs.state import replay
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.ui import cli, in_terminal
+from ice_notebook.wire import protocol as p
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -160,7 +160,7 @@ def test_a_script_that_is_not_right_is_shown(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("is_ignored", [False, True])
 def test_an_interrupt_before_anything_is_launched_ends_the_command_without_a_word(is_ignored):
     before = "signal.signal(signal.SIGINT, signal.SIG_IGN)" if is_ignored else "pass"
-    code = f"import os, signal\n{before}\nimport ice_notebook.command\nos.kill(os.getpid(), signal.SIGINT)\nprint('goes on')"
+    code = f"import os, signal\n{before}\nimport ice_notebook.ui.command\nos.kill(os.getpid(), signal.SIGINT)\nprint('goes on')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == ((0, "goes on\n", "") if is_ignored else (-2, "", ""))
 
@@ -178,16 +178,16 @@ SLOW = (
     "cryptography",
     "cloudpickle",
 )
-FOR_LAUNCHES = "psutil", "msgspec", "platformdirs", "ice_notebook.launcher"
+FOR_LAUNCHES = "psutil", "msgspec", "platformdirs", "ice_notebook.ui.launcher"
 
 
 @pytest.mark.parametrize(
     ("module", "words", "unwanted"),
     [
-        ("ice_notebook.cli", ["--help"], SLOW + FOR_LAUNCHES),
-        ("ice_notebook.cli", ["launch", "--help"], SLOW + FOR_LAUNCHES),
-        ("ice_notebook.cli", ["launch", "--nnods", "2", "train.py"], SLOW + FOR_LAUNCHES),
-        ("ice_notebook.in_terminal", ["launch", "missing.py"], SLOW),  # all that comes before the agent
+        ("ice_notebook.ui.cli", ["--help"], SLOW + FOR_LAUNCHES),
+        ("ice_notebook.ui.cli", ["launch", "--help"], SLOW + FOR_LAUNCHES),
+        ("ice_notebook.ui.cli", ["launch", "--nnods", "2", "train.py"], SLOW + FOR_LAUNCHES),
+        ("ice_notebook.ui.in_terminal", ["launch", "missing.py"], SLOW),  # all that comes before the agent
     ],
 )
 def test_nothing_is_imported_that_is_not_needed_yet(tmp_path, module, words, unwanted):
@@ -195,7 +195,7 @@ def test_nothing_is_imported_that_is_not_needed_yet(tmp_path, module, words, unw
 import atexit, sys
 atexit.register(lambda: print("imported", *sorted(sys.modules)))
 import {module}
-from ice_notebook import cli
+from ice_notebook.ui import cli
 cli.main({words!r})
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ice_notebook import crashes
-from ice_notebook import protocol as p
-from ice_notebook.crashes import failure_from_exit
-from ice_notebook.suspect_files import last_words, read_suspect
+from ice_notebook.host.suspect_files import last_words, read_suspect
+from ice_notebook.runs import crashes
+from ice_notebook.runs.crashes import failure_from_exit
+from ice_notebook.wire import protocol as p
 
 EXIT = "left with exit code 3"
 CRASH = """Fatal Python error: Segmentation fault

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ice_notebook.descriptions import HTML_BYTES, TEXT_CHARACTERS, describe, describe_text, type_name, without_addresses
+from ice_notebook.values.descriptions import HTML_BYTES, TEXT_CHARACTERS, describe, describe_text, type_name, without_addresses
 
 
 class Point(NamedTuple):

@@ -16,13 +16,15 @@ from recorded_machines import TRAIN, eight, masked, reticent, use, with_mig, wit
 from support import wait_until
 
 import ice_notebook
-from ice_notebook import DevicePicker, ElasticLauncher, machine, notebook, picked
-from ice_notebook.devices import convert_devices, parse_devices
+from ice_notebook import DevicePicker, ElasticLauncher
+from ice_notebook.devices import machine, picked
+from ice_notebook.devices.grammar import convert_devices, parse_devices
+from ice_notebook.devices.machine import Inventory
 from ice_notebook.errors import DeviceError
-from ice_notebook.machine import Inventory
-from ice_notebook.widgets import device_picker, kernel
-from ice_notebook.widgets.device_picker import FIRST_LOOK_S, LOOK_S, READ_EVERY_S, ThisMachine
-from ice_notebook.widgets.picker_state import Selection, listing, select, snapshot
+from ice_notebook.host import notebook
+from ice_notebook.ui.widgets import device_picker, kernel
+from ice_notebook.ui.widgets.device_picker import FIRST_LOOK_S, LOOK_S, READ_EVERY_S, ThisMachine
+from ice_notebook.ui.widgets.picker_state import Selection, listing, select, snapshot
 
 SCRIPT = Path(device_picker.__file__).with_suffix(".js")
 

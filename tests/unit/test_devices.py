@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ice_notebook.devices import FORMS, Devices, Gpu, Inventory, complete, convert_devices, parse_devices, resolve
+from ice_notebook.devices.grammar import FORMS, Devices, Gpu, Inventory, complete, convert_devices, parse_devices, resolve
+from ice_notebook.devices.machine import count_cores, inventory, read_gpus, torch_without_cuda, visible_gpus
 from ice_notebook.errors import DeviceError, IceNotebookError
-from ice_notebook.machine import count_cores, inventory, read_gpus, torch_without_cuda, visible_gpus
 
 
 def board(number, uuid=None):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ice_notebook import errors
-from ice_notebook.launch_options import LATER, OF_TORCHRUN, TABLE
+from ice_notebook.options.launch_options import LATER, OF_TORCHRUN, TABLE
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ice_notebook.environment import rank_environment
+from ice_notebook.kernel.environment import rank_environment
 
 KERNELS = {
     "JPY_PARENT_PID": "12",

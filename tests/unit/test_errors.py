@@ -26,7 +26,7 @@ from ice_notebook.errors import (
     ResultError,
     RunFailed,
 )
-from ice_notebook.nodes.errors import NodeError
+from ice_notebook.errors.nodes import NodeError
 
 CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, IceNotebookError)] + [NodeError]
 REFUSAL = Refusal("config['log']", "an open file", "Open it in the function.", "Return its name.", True, "train", 3, "write(log)")

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 from histories import History, plan
 
-from ice_notebook import exact_json
-from ice_notebook import protocol as p
 from ice_notebook.errors import LaunchError, printable
-from ice_notebook.frames import Channel, pack
-from ice_notebook.report import format_html, format_text
-from ice_notebook.widgets.kernel import sendable
+from ice_notebook.runs.report import format_html, format_text
+from ice_notebook.ui.widgets.kernel import sendable
+from ice_notebook.wire import exact_json
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel, pack
 
 BYTE = os.fsdecode(b"caf\xe9 \xff")  # what Python makes of a name that is no UTF-8
 TEXTS = [

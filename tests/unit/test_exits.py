@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from ice_notebook.exits import _MEANINGS, explain_exit, status_of_exit
+from ice_notebook.runs.exits import _MEANINGS, explain_exit, status_of_exit
 
 
 def test_a_kill_for_want_of_memory_says_so() -> None:

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from histories import History, plan, succeeded
 
-from ice_notebook import protocol as p
-from ice_notebook.follower import GATHER_S, Follower, Pace
-from ice_notebook.frames import Frame
-from ice_notebook.log_files import END_BYTES
-from ice_notebook.logs import RunLogs
-from ice_notebook.run import Run
-from ice_notebook.store import RunFolder
+from ice_notebook.kernel.follower import GATHER_S, Follower, Pace
+from ice_notebook.kernel.run import Run
+from ice_notebook.runs.log_files import END_BYTES
+from ice_notebook.runs.logs import RunLogs
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Frame
 
 
 def taken_at(pace: Pace, begin: float, end: float, step: float = 0.01) -> list[float]:

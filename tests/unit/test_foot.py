@@ -7,7 +7,7 @@ import io
 import pyte
 import pytest
 
-from ice_notebook.foot import Foot, cut, tame
+from ice_notebook.ui.foot import Foot, cut, tame
 
 STATUS = "running · 2 ranks on cpu:0,1 · 0:02"
 BARS = [

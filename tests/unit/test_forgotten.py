@@ -7,14 +7,16 @@ import gc
 import pytest
 from histories import plan, succeeded
 
-from ice_notebook import forgotten, notebook, shared_values
 from ice_notebook.errors import ResultError
-from ice_notebook.forgotten import History
-from ice_notebook.run import Run
-from ice_notebook.shared_values import SharedValues
-from ice_notebook.state import replay
-from ice_notebook.store import RunFolder
-from ice_notebook.widgets.run_panel import RunPanel
+from ice_notebook.host import notebook
+from ice_notebook.kernel import forgotten
+from ice_notebook.kernel.forgotten import History
+from ice_notebook.kernel.run import Run
+from ice_notebook.runs.state import replay
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.ui.widgets.run_panel import RunPanel
+from ice_notebook.values import shared_values
+from ice_notebook.values.shared_values import SharedValues
 
 
 @pytest.fixture(autouse=True)

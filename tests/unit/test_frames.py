@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ice_notebook.frames import Channel, Frame
+from ice_notebook.wire.frames import Channel, Frame
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import warnings
 import pytest
 from arriving import in_fresh_process
 
-from ice_notebook import functions
 from ice_notebook.errors import UnknownFormWarning
-from ice_notebook.functions import load_code, reduce_code
-from ice_notebook.pickles import DeviceTensors, dump, load
+from ice_notebook.values import functions
+from ice_notebook.values.functions import load_code, reduce_code
+from ice_notebook.values.pickles import DeviceTensors, dump, load
 
 TO_HOST = DeviceTensors.TO_HOST
 

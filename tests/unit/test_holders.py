@@ -10,13 +10,15 @@ import pytest
 from fake_run import make_plan
 from support import python
 
-from ice_notebook import holders, processes, store, upkeep
-from ice_notebook import protocol as p
-from ice_notebook.holders import Holder, Use, Whose, find_holder, held, uses_from_readings
-from ice_notebook.identities import identity_of, own_identity
-from ice_notebook.machine import Gpu
-from ice_notebook.readings import GpuProcess, Reading, read_now
-from ice_notebook.store import RunFolder
+from ice_notebook.devices import holders
+from ice_notebook.devices.holders import Holder, Use, Whose, find_holder, held, uses_from_readings
+from ice_notebook.devices.machine import Gpu
+from ice_notebook.devices.readings import GpuProcess, Reading, read_now
+from ice_notebook.host import processes
+from ice_notebook.host.identities import identity_of, own_identity
+from ice_notebook.runs import store, upkeep
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire import protocol as p
 
 GIB = 1 << 30
 BOARD = Gpu(uuid="GPU-0", name="NVIDIA H200", memory_bytes=139 * GIB, board=0)

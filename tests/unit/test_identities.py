@@ -9,8 +9,8 @@ import psutil
 import pytest
 from histories import identity
 
-from ice_notebook import identities
-from ice_notebook.identities import identity_of, is_alive, is_of_this_machine, own_identity
+from ice_notebook.host import identities
+from ice_notebook.host.identities import identity_of, is_alive, is_of_this_machine, own_identity
 
 NO_SUCH_PROCESS = 1 << 29  # above every system's largest process number
 

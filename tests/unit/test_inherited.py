@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ice_notebook import inherited
-from ice_notebook import protocol as p
-from ice_notebook.inherited import Inherited
+from ice_notebook.host import inherited
+from ice_notebook.host.inherited import Inherited
+from ice_notebook.wire import protocol as p
 
 HAS = Inherited(
     limits={"RLIMIT_NOFILE": (1024, 4096), "RLIMIT_STACK": (8 << 20, -1), "RLIMIT_CORE": (0, -1)},

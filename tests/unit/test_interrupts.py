@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from ice_notebook.interrupts import Listeners, held, stopped
+from ice_notebook.host.interrupts import Listeners, held, stopped
 
 
 def send(number: int = signal.SIGINT) -> None:

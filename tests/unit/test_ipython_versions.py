@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ice_notebook import ipython_versions, notebook
-from ice_notebook.ipython_versions import _ends_in_semicolon, _matcher_of_ipython_7, _silenced_here
+from ice_notebook.host import ipython_versions, notebook
+from ice_notebook.host.ipython_versions import _ends_in_semicolon, _matcher_of_ipython_7, _silenced_here
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import pathlib
 
 import pytest
 
-from ice_notebook.devices import Devices, Gpu, Inventory
+from ice_notebook.devices.grammar import Devices, Gpu, Inventory
 from ice_notebook.errors import DeviceError, IceNotebookError, OptionError, options_with_dashes
-from ice_notebook.help_pages import help_text
-from ice_notebook.launch_options import LATER, OF_TORCHRUN, TABLE, LaunchOptions
-from ice_notebook.line import read_command, read_line
-from ice_notebook.options import Surface
+from ice_notebook.options.help_pages import help_text
+from ice_notebook.options.launch_options import LATER, OF_TORCHRUN, TABLE, LaunchOptions
+from ice_notebook.options.line import read_command, read_line
+from ice_notebook.options.table import Surface
 
 CPU_ONLY = Inventory(n_cores=2, problem="this machine has no NVIDIA driver")
 EVERY_OPTION = pytest.mark.parametrize("option", list(TABLE), ids=lambda option: option.name)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ice_notebook.launcher_error import VARIABLE, leave_failure
+from ice_notebook.ui.launcher_error import VARIABLE, leave_failure
 
 RECORDED = {"message": {"message": "ValueError: bad loss", "extraInfo": {"py_callstack": "Traceback …", "timestamp": "17"}}}
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ice_notebook import launch_options as lo
 from ice_notebook.errors import DeviceError, IceNotebookError, OptionError
-from ice_notebook.launch_options import TABLE
-from ice_notebook.line import (
+from ice_notebook.options import launch_options as lo
+from ice_notebook.options.launch_options import TABLE
+from ice_notebook.options.line import (
     CLOSING,
     asks_for_help,
     complete_line,
@@ -19,7 +19,7 @@ from ice_notebook.line import (
     split_words,
     wants_help,
 )
-from ice_notebook.options import Surface
+from ice_notebook.options.table import Surface
 
 NOTEBOOK = {
     "picker": SimpleNamespace(devices="cuda:1,3"),

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from ice_notebook.nodes.listening import listen
+from ice_notebook.host.listening import listen
 
 
 def address_of(sock: socket.socket) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ice_notebook import local_modules
+from ice_notebook.values import local_modules
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import os
 import socket
 from pathlib import Path
 
-from ice_notebook import locks
-from ice_notebook.locks import Lock
+from ice_notebook.host import locks
+from ice_notebook.host.locks import Lock
 
 
 def in_a_child(look) -> bool:

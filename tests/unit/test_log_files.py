@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from ice_notebook.log_files import MARK_LINES, NOT_KEPT, Hit, LogFile
-from ice_notebook.logs import NOTE, PENDING_BYTES, RunLogs
+from ice_notebook.runs.log_files import MARK_LINES, NOT_KEPT, Hit, LogFile
+from ice_notebook.runs.logs import NOTE, PENDING_BYTES, RunLogs
 
 
 def text(n: int, start: int = 0, word: str = "line") -> bytes:
@@ -143,7 +143,7 @@ def test_without_files_what_was_missed_is_told(tmp_path):
 
 
 def test_marks_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("ice_notebook.log_files.MOST_MARKS", 16)
+    monkeypatch.setattr("ice_notebook.runs.log_files.MOST_MARKS", 16)
     (tmp_path / "log").write_bytes(text(100 * MARK_LINES))
     file = LogFile(tmp_path / "log", 0)
     whole = (tmp_path / "log").read_bytes()

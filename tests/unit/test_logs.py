@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ice_notebook.logs import NOTE, PENDING_BYTES, REPLAY, RING_LINES, Limits, RunLogs
+from ice_notebook.runs.logs import NOTE, PENDING_BYTES, REPLAY, RING_LINES, Limits, RunLogs
 
 
 def text(n: int, start: int = 0) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from arriving import Notebook
 
-from ice_notebook.pickles import DeviceTensors, dump, load, prepare
+from ice_notebook.values.pickles import DeviceTensors, dump, load, prepare
 
 numpy = pytest.importorskip("numpy")
 TO_HOST = DeviceTensors.TO_HOST

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from ice_notebook.names_in_text import names_in_texts
+from ice_notebook.values.names_in_text import names_in_texts
 
 TABLE = type("Table", (), {"__module__": "pandas.core.frame"})()
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ice_notebook.frames import Channel
-from ice_notebook.nodes import tls
-from ice_notebook.nodes.errors import NodeError
-from ice_notebook.nodes.listening import listen
-from ice_notebook.nodes.token import NONCE_BYTES, Token, parse_token
+from ice_notebook.errors.nodes import NodeError
+from ice_notebook.host.listening import listen
+from ice_notebook.wire import tls
+from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.token import NONCE_BYTES, Token, parse_token
 
 IDENTITY, FINGERPRINT = tls.make_identity()
 TOKEN = Token.new(FINGERPRINT)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ice_notebook.nodes.coordinator import COMMUNICATION_WINDOW_S, WINDOW_S, Begin, Coordinator, End, Finished
-from ice_notebook.nodes.messages import RoundFailed
+from ice_notebook.agent.coordinator import COMMUNICATION_WINDOW_S, WINDOW_S, Begin, Coordinator, End, Finished
+from ice_notebook.wire.node_messages import RoundFailed
 
 LAST_CALL_S, JOIN_S = 1.0, 60.0
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ice_notebook.agent.meeting import Meeting, RunOverError
-from ice_notebook.nodes import messages as m
+from ice_notebook.wire import node_messages as m
 
 
 class Agent:
@@ -88,7 +88,7 @@ def test_what_is_told_of_a_round_is_told_once() -> None:
 
 
 def test_every_message_reads_back_and_another_word_is_none() -> None:
-    from ice_notebook import protocol as p
+    from ice_notebook.wire import protocol as p
 
     messages = [
         m.hello(),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from histories import History, plan
 
-from ice_notebook import protocol as p
-from ice_notebook.report import failure_lines, format_text, join_command, waiting_sentence
-from ice_notebook.state import Phase
-from ice_notebook.text_view import _node_lines, _opening, _restart_lines
-from ice_notebook.widgets.panel_state import banner
+from ice_notebook.runs.report import failure_lines, format_text, join_command, waiting_sentence
+from ice_notebook.runs.state import Phase
+from ice_notebook.ui.text_view import _node_lines, _opening, _restart_lines
+from ice_notebook.ui.widgets.panel_state import banner
+from ice_notebook.wire import protocol as p
 
 NODES = p.NodesPlan(least=2, most=3, address="127.0.0.1", last_call=1.0, join_timeout=600.0, token="T" * 64, environment={})
 PLAN = plan(1, nodes=NODES)

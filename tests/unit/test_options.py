@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ice_notebook.errors import OptionError
-from ice_notebook.grammars import (
+from ice_notebook.options.grammars import (
     Backend,
     Choice,
     Expression,
@@ -24,7 +24,7 @@ from ice_notebook.grammars import (
     StdStreams,
     Text,
 )
-from ice_notebook.options import Option, Surface, Table, option, streams_of_rank
+from ice_notebook.options.table import Option, Surface, Table, option, streams_of_rank
 
 UNREADABLE = (ValueError, TypeError)
 

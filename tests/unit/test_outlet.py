@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ice_notebook.outlet import Outlet, is_same_place
+from ice_notebook.ui.outlet import Outlet, is_same_place
 
 MUCH = "".join(f"line {n} of some words that make it longer\n" for n in range(20_000))
 
@@ -88,7 +88,7 @@ def test_a_full_disk_keeps_what_waits_until_there_is_room(monkeypatch: pytest.Mo
 
     with (tmp_path / "log").open("w") as stream:
         outlet = Outlet(stream)
-        monkeypatch.setattr("ice_notebook.outlet.os.write", write_to_small_disk)
+        monkeypatch.setattr("ice_notebook.ui.outlet.os.write", write_to_small_disk)
         outlet.write("0123456789\n")
         assert not outlet.send()
         assert outlet.fault == "No space left on device"

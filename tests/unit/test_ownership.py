@@ -9,11 +9,14 @@ from types import SimpleNamespace
 import pytest
 from test_upkeep import ended, run_id
 
-from ice_notebook import ownership, pickles, planning, upkeep
 from ice_notebook.errors import LaunchError, ResultError
-from ice_notebook.ownership import ForeignFileError, is_own_folder, open_own, other_writers
-from ice_notebook.run import Run
-from ice_notebook.store import Journal, RunFolder
+from ice_notebook.host import ownership
+from ice_notebook.host.ownership import ForeignFileError, is_own_folder, open_own, other_writers
+from ice_notebook.kernel import planning
+from ice_notebook.kernel.run import Run
+from ice_notebook.runs import upkeep
+from ice_notebook.runs.store import Journal, RunFolder
+from ice_notebook.values import pickles
 
 SOMEBODY = 12345
 

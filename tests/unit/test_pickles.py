@@ -17,9 +17,9 @@ from types import ModuleType
 import cloudpickle
 import pytest
 
-from ice_notebook import pickles, value_files
 from ice_notebook.errors import OptionError, PayloadError, ResultError, UnknownFormWarning
-from ice_notebook.pickles import DeviceTensors, Written, dump, load, prepare
+from ice_notebook.values import pickles, value_files
+from ice_notebook.values.pickles import DeviceTensors, Written, dump, load, prepare
 
 TO_HOST = DeviceTensors.TO_HOST
 
@@ -148,7 +148,7 @@ def test_neither_side_imports_torch_or_numpy(path):
     done = run_python(
         f"""
         import sys
-        from ice_notebook.pickles import DeviceTensors, dump, load
+        from ice_notebook.values.pickles import DeviceTensors, dump, load
         dump({{"a": bytearray(5000)}}, {str(path)!r}, devices=DeviceTensors.TO_HOST)
         load({str(path)!r})
         print(sorted({{"torch", "numpy"}} & set(sys.modules)))
@@ -447,7 +447,7 @@ def test_a_notebooks_class_keeps_its_identity_through_another_process(path, tmp_
     run_python(
         """
         import sys
-        from ice_notebook.pickles import DeviceTensors, dump, load
+        from ice_notebook.values.pickles import DeviceTensors, dump, load
         function, points = load(sys.argv[1])
         assert type(points[0]) is Point
         dump(function(points), sys.argv[2], devices=DeviceTensors.TO_HOST)

@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 
-from ice_notebook import tensors
 from ice_notebook.errors import PayloadError
-from ice_notebook.pickles import DeviceTensors, dump, load, prepare
+from ice_notebook.values import tensors
+from ice_notebook.values.pickles import DeviceTensors, dump, load, prepare
 
 TO_HOST, TO_ASSIGNED, REFUSE = DeviceTensors.TO_HOST, DeviceTensors.TO_ASSIGNED, DeviceTensors.REFUSE
 MIB = 1 << 20

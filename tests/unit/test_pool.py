@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from histories import plan
 
-from ice_notebook import cores, processes
-from ice_notebook import pool as pool_module
-from ice_notebook import protocol as p
-from ice_notebook.agents import PRELOAD_S, Imports
-from ice_notebook.frames import Channel
-from ice_notebook.pool import QUIET_S, Pool
-from ice_notebook.standby import Standby
+from ice_notebook.host import cores, processes
+from ice_notebook.kernel import pool as pool_module
+from ice_notebook.kernel.agents import PRELOAD_S, Imports
+from ice_notebook.kernel.pool import QUIET_S, Pool
+from ice_notebook.kernel.standby import Standby
+from ice_notebook.wire import protocol as p
+from ice_notebook.wire.frames import Channel
 
 PLAN = plan(2)
 
@@ -62,7 +62,7 @@ def clock(monkeypatch):
     """A clock that a test moves."""
     now = SimpleNamespace(at=1000.0)
     fake = SimpleNamespace(monotonic=lambda: now.at, perf_counter=time.perf_counter)
-    for module in ("ice_notebook.pool", "ice_notebook.agents", "ice_notebook.standby"):
+    for module in ("ice_notebook.kernel.pool", "ice_notebook.kernel.agents", "ice_notebook.kernel.standby"):
         monkeypatch.setattr(f"{module}.time", fake)
     return now
 

@@ -8,7 +8,7 @@ import socket
 import psutil
 import pytest
 
-from ice_notebook import ports
+from ice_notebook.host import ports
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import ice_notebook
-from ice_notebook import libraries
 from ice_notebook.errors import LibraryError
+from ice_notebook.host import libraries
 
 PACKAGE = Path(ice_notebook.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "how_it_works.md"

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ice_notebook import identities, processes
-from ice_notebook.processes import ACKNOWLEDGE_WAIT_S, stop_ladder
+from ice_notebook.host import identities, processes
+from ice_notebook.host.processes import ACKNOWLEDGE_WAIT_S, stop_ladder
 
 INT, TERM, HUP, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL
 GROUP = "the whole group gets it"
@@ -302,9 +302,9 @@ def test_a_rank_killed_while_the_system_counted_one_more_was_out_of_memory(monke
 
     from histories import plan
 
-    from ice_notebook import protocol as p
     from ice_notebook.agent.io import AgentIO
-    from ice_notebook.frames import Channel
+    from ice_notebook.wire import protocol as p
+    from ice_notebook.wire.frames import Channel
 
     @dataclass
     class Dead:

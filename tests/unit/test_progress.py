@@ -10,9 +10,9 @@ import types
 import pytest
 from support import wait_until
 
-from ice_notebook import progress
-from ice_notebook.context import EagerContext, RankContext
-from ice_notebook.progress import Progress, Reporter
+from ice_notebook.context import progress
+from ice_notebook.context.current_launcher import EagerContext, RankContext
+from ice_notebook.context.progress import Progress, Reporter
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from histories import History, identity, killed, plan, raised
 
-from ice_notebook import protocol as p
+from ice_notebook.wire import protocol as p
 
 STARTS = (
     p.RankStart(rank=0, local_rank=0, device="cuda:2", pid=9000),

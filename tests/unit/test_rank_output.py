@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ice_notebook import rank_output
-from ice_notebook.rank_output import OutputReader, RankOutput
-from ice_notebook.stream_index import STDERR, STDOUT, StreamIndex, StreamIndexWriter
+from ice_notebook.runs import rank_output
+from ice_notebook.runs.rank_output import OutputReader, RankOutput
+from ice_notebook.runs.stream_index import STDERR, STDOUT, StreamIndex, StreamIndexWriter
 
 
 class Rank:

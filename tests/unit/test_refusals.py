@@ -22,8 +22,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from ice_notebook.errors import PayloadError, ResultError, format_size
-from ice_notebook.pickles import DeviceTensors, dump, load, prepare
-from ice_notebook.references import find
+from ice_notebook.values.pickles import DeviceTensors, dump, load, prepare
+from ice_notebook.values.references import find
 
 LOCK = "a lock"
 
@@ -364,7 +364,7 @@ def test_a_million_numbers_do_not_hide_what_comes_after_them():
 
 
 def test_a_search_has_an_end(monkeypatch):
-    monkeypatch.setattr("ice_notebook.references.NODES", 50)
+    monkeypatch.setattr("ice_notebook.values.references.NODES", 50)
     refusal = refusal_of([[[] for _ in range(100)], [threading.Lock()]])
     assert (refusal.path, refusal.is_inside) == ("value", True)
 

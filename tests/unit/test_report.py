@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 import pytest
 from histories import History, broken_connection, identity, killed, plan, raised, succeeded
 
-from ice_notebook import protocol as p
-from ice_notebook import report
-from ice_notebook.report import failure_lines, format_html, format_text
-from ice_notebook.state import RunState
+from ice_notebook.runs import report
+from ice_notebook.runs.report import failure_lines, format_html, format_text
+from ice_notebook.runs.state import RunState
+from ice_notebook.wire import protocol as p
 
 
 def lines(text: str) -> list[str]:

@@ -11,13 +11,13 @@ from fake_run import FAILURE, FakeRun, begun, failed, make_plan, out, returned, 
 from recorded_comms import record_comms
 from support import wait_until
 
-from ice_notebook import protocol as p
-from ice_notebook.log_files import Hit
-from ice_notebook.state import RunState, replay
-from ice_notebook.widgets import run_panel
-from ice_notebook.widgets.kernel import keep_subshell, kernel_id
-from ice_notebook.widgets.panel_state import banner, format_duration, snapshot
-from ice_notebook.widgets.run_panel import RunPanel
+from ice_notebook.runs.log_files import Hit
+from ice_notebook.runs.state import RunState, replay
+from ice_notebook.ui.widgets import run_panel
+from ice_notebook.ui.widgets.kernel import keep_subshell, kernel_id
+from ice_notebook.ui.widgets.panel_state import banner, format_duration, snapshot
+from ice_notebook.ui.widgets.run_panel import RunPanel
+from ice_notebook.wire import protocol as p
 
 
 class Page:

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ice_notebook.safe_html import DEPTH, safe_html
+from ice_notebook.runs.safe_html import DEPTH, safe_html
 
 FRAME = """<div>
 <style scoped>.dataframe tbody tr th { vertical-align: top; }</style>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ice_notebook.script_results import ScriptResult, set_result
+from ice_notebook.context.script_results import ScriptResult, set_result
 
 
 def test_a_process_that_is_no_rank_of_a_script_gives_nothing():

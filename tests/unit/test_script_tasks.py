@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from ice_notebook.errors import ScriptError
-from ice_notebook.launch_options import LaunchOptions
-from ice_notebook.options import Surface
-from ice_notebook.protocol import Script, ScriptKind
-from ice_notebook.scripts import NAME_CHARACTERS, ScriptTask, read_script
+from ice_notebook.options.launch_options import LaunchOptions
+from ice_notebook.options.table import Surface
+from ice_notebook.tasks.scripts import NAME_CHARACTERS, ScriptTask, read_script
+from ice_notebook.wire.protocol import Script, ScriptKind
 
 
 @pytest.fixture
@@ -176,5 +176,5 @@ def test_a_script_that_cannot_be_read_says_why(folder, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("ice_notebook.scripts.tokenize.open", refuse)
+    monkeypatch.setattr("ice_notebook.tasks.scripts.tokenize.open", refuse)
     assert refusal("train.py") == "The script 'train.py' cannot be read: Permission denied."

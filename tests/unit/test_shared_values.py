@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from ice_notebook import shared_values
-from ice_notebook.shared_values import SharedValues
+from ice_notebook.values import shared_values
+from ice_notebook.values.shared_values import SharedValues
 
 
 @pytest.fixture(autouse=True)

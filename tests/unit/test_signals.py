@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ice_notebook import signals
+from ice_notebook.host import signals
 
 LOOKED_AT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT, signal.SIGUSR1, signal.SIGPIPE)
 

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 from histories import History, broken_connection, killed, raised, succeeded
 
-from ice_notebook import protocol as p
-from ice_notebook import state as state_module
-from ice_notebook.state import Phase, RankPhase, RunState, replay
+from ice_notebook.runs import state as state_module
+from ice_notebook.runs.state import Phase, RankPhase, RunState, replay
+from ice_notebook.wire import protocol as p
 
 
 def phases(state: RunState) -> list[str]:

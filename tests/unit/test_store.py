@@ -10,12 +10,12 @@ import pytest
 from disks import FULL, Disk
 from histories import History, plan
 
-from ice_notebook import protocol as p
-from ice_notebook import store, upkeep
 from ice_notebook.errors import LaunchError
-from ice_notebook.identities import Identity, own_identity
-from ice_notebook.locks import Lock, is_held
-from ice_notebook.store import RunFolder
+from ice_notebook.host.identities import Identity, own_identity
+from ice_notebook.host.locks import Lock, is_held
+from ice_notebook.runs import store, upkeep
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire import protocol as p
 
 
 def mode(path: Path) -> int:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from tqdm import tqdm
 
-from ice_notebook.terminal import (
+from ice_notebook.runs.terminal import (
     ELLIPSIS,
     LIVE_LINES,
     MAX_COLUMNS,

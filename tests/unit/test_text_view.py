@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from histories import History, broken_connection, plan, raised
 
-from ice_notebook import protocol as p
-from ice_notebook import text_view
-from ice_notebook.logs import RunLogs
-from ice_notebook.state import RunState
-from ice_notebook.stream_index import StreamIndexWriter
-from ice_notebook.text_view import TextView
+from ice_notebook.runs.logs import RunLogs
+from ice_notebook.runs.state import RunState
+from ice_notebook.runs.stream_index import StreamIndexWriter
+from ice_notebook.ui import text_view
+from ice_notebook.ui.text_view import TextView
+from ice_notebook.wire import protocol as p
 
 
 class FakeRun:
@@ -542,7 +542,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     run = FakeRun(max_restarts=1)
     monkeypatch.setattr(text_view.time, "time", lambda: run.state.began_at + 41.0)
-    monkeypatch.setattr("ice_notebook.foot._WIDTH", 60)
+    monkeypatch.setattr("ice_notebook.ui.foot._WIDTH", 60)
     stream = TerminalStream()
     screen = Screen(run, stream, prints=False)
 

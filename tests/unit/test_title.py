@@ -9,12 +9,12 @@ import sys
 import psutil
 import pytest
 
-from ice_notebook import title
+from ice_notebook.host import title
 
 SHOWS = """
 import json, os, subprocess, sys, threading, time
 import psutil
-from ice_notebook import title
+from ice_notebook.host import title
 
 def look():
     with open("/proc/self/cmdline", "rb") as file:

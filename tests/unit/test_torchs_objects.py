@@ -8,9 +8,9 @@ import warnings
 import pytest
 import torch
 
-from ice_notebook import librarys_objects, refusals
 from ice_notebook.errors import PayloadError, ResultError
-from ice_notebook.pickles import DeviceTensors, dump, load, prepare
+from ice_notebook.values import librarys_objects, refusals
+from ice_notebook.values.pickles import DeviceTensors, dump, load, prepare
 
 
 def test_a_data_loader_whose_workers_run_arrives_without_them(notebook):

@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from ice_notebook import installed, tracebacks
-from ice_notebook import protocol as p
-from ice_notebook.tracebacks import cut_middle, failure_from_exception, is_communication
+from ice_notebook.host import installed
+from ice_notebook.runs import tracebacks
+from ice_notebook.runs.tracebacks import cut_middle, failure_from_exception, is_communication
+from ice_notebook.wire import protocol as p
 
 
 class Cells:

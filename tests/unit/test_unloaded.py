@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from arriving import in_fresh_process
 
-from ice_notebook.cell import BodyTask, FunctionTask
 from ice_notebook.errors import LoadError
-from ice_notebook.pickles import DeviceTensors, dump, load, name_of_unloaded
+from ice_notebook.tasks.cell import BodyTask, FunctionTask
+from ice_notebook.values.pickles import DeviceTensors, dump, load, name_of_unloaded
 
 BROKEN = """
 import sys

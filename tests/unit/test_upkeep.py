@@ -9,12 +9,14 @@ import msgspec
 import pytest
 from histories import History, identity, plan
 
-from ice_notebook import processes, shared_values, upkeep
-from ice_notebook import protocol as p
-from ice_notebook.identities import Identity, own_identity
-from ice_notebook.locks import Lock
-from ice_notebook.shared_values import SharedValues
-from ice_notebook.store import RunFolder
+from ice_notebook.host import processes
+from ice_notebook.host.identities import Identity, own_identity
+from ice_notebook.host.locks import Lock
+from ice_notebook.runs import upkeep
+from ice_notebook.runs.store import RunFolder
+from ice_notebook.values import shared_values
+from ice_notebook.values.shared_values import SharedValues
+from ice_notebook.wire import protocol as p
 
 REASON = "the kernel and the agent were killed"
 
@@ -118,7 +120,7 @@ def test_a_run_of_another_machine_or_container_is_left_alone(swept, cache, chang
 
 
 def test_a_run_of_this_machine_before_it_was_started_anew_is_closed(swept, monkeypatch):
-    from ice_notebook import identities
+    from ice_notebook.host import identities
 
     mine = own_identity()
     monkeypatch.setattr(identities, "_here", lambda: (mine.boot, mine.namespace, "box/1"))

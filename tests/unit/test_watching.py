@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from histories import History, plan
 
-from ice_notebook import protocol as p
-from ice_notebook.interrupts import Interrupts
-from ice_notebook.state import Phase, RunState
-from ice_notebook.watching import NO_READER, watch
+from ice_notebook.host.interrupts import Interrupts
+from ice_notebook.runs.state import Phase, RunState
+from ice_notebook.ui.watching import NO_READER, watch
+from ice_notebook.wire import protocol as p
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from disks import FULL, Disk
 
-from ice_notebook.writing import AppendedFile, Loss, say, write_all, write_what_fits
+from ice_notebook.host.writing import AppendedFile, Loss, say, write_all, write_what_fits
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Which devices exist, are meant, are in use."""

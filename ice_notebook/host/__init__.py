@@ -1,0 +1,1 @@
+"""This machine: processes, ports, scheduling, files, IPython. It knows nothing about runs."""

@@ -1,0 +1,1 @@
+"""Runs in the kernel: from options to a running agent, and the handle on it."""

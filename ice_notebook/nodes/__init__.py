@@ -1,1 +1,0 @@
-"""Several nodes: what the machines of a run must know, prove and tell each other."""

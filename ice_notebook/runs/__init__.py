@@ -1,0 +1,1 @@
+"""A run as facts on disk and as words. It starts nothing."""

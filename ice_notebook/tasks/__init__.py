@@ -1,0 +1,1 @@
+"""What is launched: a function, a cell's body, a script."""

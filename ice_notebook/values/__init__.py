@@ -1,0 +1,1 @@
+"""A Python value as bytes, and why one cannot be."""

@@ -1,0 +1,1 @@
+"""What processes say to each other. The only folder that all of them import."""
