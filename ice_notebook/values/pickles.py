@@ -323,6 +323,24 @@ def _reduce_standard_stream(value: object, kind: Kind) -> tuple[Any, ...]:
     raise CannotTravel(value, kind)
 
 
+# What values of version 0.1 name by where it was then. Runs that were kept must go on giving them.
+_MOVED = {
+    f"ice_notebook.{module}": f"ice_notebook.values.{module}"
+    for module in (
+        "classes",
+        "enums",
+        "functions",
+        "librarys_objects",
+        "local_modules",
+        "mapped_arrays",
+        "objects",
+        "pickles",
+        "reducers",
+        "tensors",
+    )
+}
+
+
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: Any, buffers: Iterable[memoryview], storages: Loader, file_names: Mapping[str, str]) -> None:
         super().__init__(file, buffers=buffers)
@@ -330,7 +348,7 @@ class _Unpickler(pickle.Unpickler):
         self._file_names = file_names
 
     def find_class(self, module: str, name: str) -> Any:
-        found = super().find_class(module, name)
+        found = super().find_class(_MOVED.get(module, module), name)
         if found is load_storage:
             return self._storages.storage
         if found is load_code and self._file_names:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
-from ice_notebook.errors import PayloadError
-from ice_notebook.values import tensors
+from ice_notebook.errors import PayloadError, ResultError
+from ice_notebook.values import pickles, tensors
 from ice_notebook.values.pickles import DeviceTensors, dump, load, prepare
 
 TO_HOST, TO_ASSIGNED, REFUSE = DeviceTensors.TO_HOST, DeviceTensors.TO_ASSIGNED, DeviceTensors.REFUSE
@@ -33,6 +36,19 @@ def storage_of(tensor):
 
 class Scaled(torch.Tensor):
     """A subclass with an attribute."""
+
+
+def test_a_value_of_a_run_that_version_0_1_has_kept_is_read(path):
+    """It names our modules by where they were then, and has a tensor and an exception of ours."""
+    shutil.copyfile(Path(__file__).parent / "kept" / "value_of_0.1", path)
+    value = load(path)
+    assert torch.equal(value["weight"], torch.arange(6.0).reshape(2, 3))
+    assert isinstance(value["error"], ResultError)
+
+
+@pytest.mark.parametrize("module", sorted(pickles._MOVED.values()))
+def test_what_such_values_name_is_where_they_are_led(module):
+    importlib.import_module(module)
 
 
 @pytest.mark.parametrize(
