@@ -25,7 +25,15 @@ from ice_notebook.wire import protocol as p
 from ice_notebook.wire.frames import Channel
 
 # What a rank needs to work at once when it is told to go; torch first, the rest is quick.
-_OURS = ("values.pickles", "tasks.cell", "values.descriptions", "rank.surroundings", "rank.shell", "rank.spawning", "rank.process_group")
+_OURS = (
+    "values.pickles",
+    "tasks.cell",
+    "values.descriptions",
+    "rank.surroundings",
+    "rank.shell",
+    "rank.spawning",
+    "rank.process_group",
+)
 MODULES = ("torch", "torch.distributed", *(f"ice_notebook.{module}" for module in _OURS))
 # A script finds itself in a process that has imported next to nothing: torch is imported when the script does it.
 _SCRIPT_MODULES = ("ice_notebook.runs.tracebacks", "ice_notebook.rank.script", "ice_notebook.rank.surroundings")

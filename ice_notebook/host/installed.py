@@ -7,7 +7,7 @@ import site
 import sysconfig
 from functools import lru_cache
 
-_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+OWN_FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # of ice_notebook
 
 
 def is_library(file: str) -> bool:
@@ -15,7 +15,7 @@ def is_library(file: str) -> bool:
     if file.startswith("<frozen "):
         return True
     parts = file.split(os.sep)
-    return "site-packages" in parts or "dist-packages" in parts or file.startswith((_OWN_FOLDER, *_library_folders()))
+    return "site-packages" in parts or "dist-packages" in parts or file.startswith((OWN_FOLDER, *_library_folders()))
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ice_notebook.host.forks import has_gpu_open
+from ice_notebook.host.installed import OWN_FOLDER
 from ice_notebook.wire import protocol as p
 
 MOST_MODULES = 4_000  # that a rank names: transformers with a model comes to some 1,500
@@ -118,7 +119,7 @@ def _is_installed() -> Callable[[str], bool]:
     with contextlib.suppress(AttributeError):  # an environment made by an old virtualenv has no such function
         places |= {*site.getsitepackages(), site.getusersitepackages()}
     prefixes = tuple(os.path.join(place, "") for place in places if place)
-    return lambda file: file.startswith(prefixes) and not file.startswith(_OURS)
+    return lambda file: file.startswith(prefixes) and not file.startswith(OWN_FOLDER)
 
 
 def _spare_libraries() -> None:
@@ -127,9 +128,6 @@ def _spare_libraries() -> None:
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
         if remove is not None and (found := finalizer.peek()) is not None and found[1] is remove:
             finalizer.atexit = False
-
-
-_OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 
 def _harm(environment: dict[str, str]) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 
 from ice_notebook.errors import IceNotebookError, printable
-from ice_notebook.host.installed import is_library
+from ice_notebook.host.installed import OWN_FOLDER, is_library
 from ice_notebook.values.descriptions import without_addresses
 from ice_notebook.wire.protocol import HEADLINE_CHARACTERS, LINE_CHARACTERS, Excerpt, Failure, Frame
 
@@ -22,7 +22,6 @@ OUTER_FRAMES = 12
 INNER_FRAMES = 12
 CHAIN_LENGTH = 20  # causes followed, and depth of nested groups: both can be cyclic or endless
 
-_OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 # What calls user code, and is cut where it stands outside of it. Packages by their first name.
 _MACHINERY = frozenset({"ice_notebook", "cloudpickle", "pickle", "_pickle", "runpy", "importlib", "_frozen_importlib", "zipimport"})
 _GROUP: type[BaseException] | tuple[()] = getattr(builtins, "BaseExceptionGroup", ())  # Python 3.11 and later
@@ -90,7 +89,7 @@ def cut_handler(error: BaseException) -> None:
     last: TracebackType | None = None
     tb = error.__traceback__
     while tb is not None:
-        if not tb.tb_frame.f_code.co_filename.startswith(_OWN_FOLDER):
+        if not tb.tb_frame.f_code.co_filename.startswith(OWN_FOLDER):
             last = tb
         tb = tb.tb_next
     if last is not None:
@@ -174,7 +173,7 @@ def _skip_machinery(tb: TracebackType | None) -> TracebackType | None:
 
 def _is_machinery(frame: FrameType) -> bool:
     name = str(frame.f_globals.get("__name__", ""))
-    return frame.f_code.co_filename.startswith(_OWN_FOLDER) or name.partition(".")[0] in _MACHINERY
+    return frame.f_code.co_filename.startswith(OWN_FOLDER) or name.partition(".")[0] in _MACHINERY
 
 
 def _trimmed(places: list[_Place]) -> list[_Place]:
