@@ -93,7 +93,7 @@ def test_every_control_has_a_name_and_is_reached_by_tab(page):
 def test_states_are_told_and_tabs_say_which_is_open(page):
     panel = page.panel(1)
     told = panel.root.locator("[role=status], [aria-live]")
-    assert "running" in " ".join(told.all_inner_texts()).lower()
+    wait_until(lambda: "running" in " ".join(told.all_inner_texts()).lower(), page=page)
     assert panel.root.get_by_role("tablist").count() == 1
     assert panel.root.locator("[role=tab][aria-selected=true]:visible").count() == 1
     panel.stop.focus()
