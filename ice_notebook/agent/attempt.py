@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -20,6 +19,7 @@ from ice_notebook.context import current_launcher as context
 from ice_notebook.host import processes
 from ice_notebook.values.value_files import PART_SUFFIX
 from ice_notebook.wire import protocol as p
+from ice_notebook.wire.control import Begin, Place
 
 POLL_S = 0.25  # torch is given the word at least this often, to look at the membership; events wake it at once
 STANDBY_ACCEPT_WAIT_S = 2.0  # a standby rank that has not answered by then is deaf, stopped say: another one takes its place
@@ -87,8 +87,7 @@ class RankContext:
             rank = self._ranks[bad[0]]
             raise RuntimeError(f"rank {rank.rank} did not take its work: {_how_it_ended(rank)}")
         for rank in self._ranks:
-            with contextlib.suppress(OSError):  # killed in this very moment: its end is its report
-                rank.channel.send("begin")
+            rank.tell(Begin())
         self._spares = Spares(io, len(self._ranks))
         if self._restarts_left > 0:
             self._spares.start()
@@ -208,11 +207,10 @@ class RankContext:
         """Give ranks their work, and return the places of those that have not taken it in time."""
         io = self._io
         ranks = [self._ranks[go.local_rank] for go in goes]
-        placed = [p.encode(io.place(rank, go, self._plan.ranks[go.local_rank].tee)) for rank, go in zip(ranks, goes, strict=True)]
-        for rank, body in zip(ranks, placed, strict=True):
+        placed = [io.place(rank, go, self._plan.ranks[go.local_rank].tee) for rank, go in zip(ranks, goes, strict=True)]
+        for rank, go in zip(ranks, placed, strict=True):
             rank.stage = Stage.SENT
-            with contextlib.suppress(OSError):  # dead before it began: seen just below
-                rank.channel.send("go", body)
+            rank.tell(Place(go=go))
         with io.condition:
             io.condition.wait_for(lambda: io.stop or all(rank.has_accepted or rank.has_exited for rank in ranks), timeout_s)
             self._raise_if_stopped()
@@ -290,7 +288,7 @@ class RankContext:
             lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S and not rank.is_script
             if lost and not rank.has_reported:
                 failure = p.Failure(kind="exit", headline="closed its connection to the agent", at=time.time())
-                self._io._fail(rank, failure)
+                self._io.fail(rank, failure)
         return [rank for rank in self._ranks if rank.failure is not None]
 
     def _raise_if_stopped(self) -> None:

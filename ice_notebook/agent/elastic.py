@@ -133,7 +133,6 @@ class IceAgent(LocalElasticAgent):
 def get_ready() -> EarlyStore:
     """Do what takes time while nobody waits for it, and return the store that the run may have."""
     events.record(events.Event("ready", events.EventSource.AGENT))  # torch's log of events opens at the first one
-    p.get_ready_for(p.Plan, p.Value)
     own_identity()  # it is remembered
     _rehearse()
     return EarlyStore()

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,35 @@ from ice_notebook.errors.nodes import NodeError
 from ice_notebook.host.listening import listen
 from ice_notebook.host.writing import AppendedFile, Loss
 from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire import control, tls
 from ice_notebook.wire import node_messages as m
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire import tls
-from ice_notebook.wire.frames import Channel, Frame
-from ice_notebook.wire.node_files import FILE, IncomingFile, send_file
+from ice_notebook.wire.messages import Handlers, Message, MessageChannel
+from ice_notebook.wire.node_files import IncomingFile, send_file
 from ice_notebook.wire.token import parse_token
 
 WAITING_PEERS = 32  # connections that have not proved the token yet: beyond this the oldest gives way
 REFUSALS_RECORDED = 50  # a port scanner must not fill the journal
 LEAVE_WAIT_S = 2.0  # beyond the ranks' grace, for nodes to end with the run
-_FORWARDED = p.RankRunning | p.ValueLost | p.RankExited  # events that mean the same here
+
+_OF_THE_RUN = (
+    p.RunBegun,
+    p.OutputLost,
+    p.AttemptFailed,
+    p.NodesAwaited,
+    p.NodesGathering,
+    p.NodeJoined,
+    p.NodeLeft,
+    p.NodeRefused,
+    p.RoundEnded,
+    p.StopAsked,
+)
 
 
 class Peer:
     """A node that has joined: its connection and its number."""
 
-    def __init__(self, channel: Channel, name: str) -> None:
+    def __init__(self, channel: MessageChannel[Any], name: str) -> None:
         self.channel = channel
         self.name = name  # its host name and its address
         self.outbox = Outbox(channel)
@@ -50,10 +63,11 @@ class Peer:
         self.values: dict[tuple[int, int], Path | None] = {}  # what has come of each rank, None when it could not be kept
         self.logs: dict[tuple[int, int], AppendedFile] = {}
         self.losses: dict[tuple[int, int], Loss] = {}  # of output, for which there was no room here
+        self.ranks: frozenset[int] = frozenset()  # that it has in the attempt that goes on
 
-    def tell(self, message: Any) -> None:
-        """Queue a message for its agent."""
-        self.outbox.post(m.MESSAGE, p.encode(message))
+    def tell(self, message: Message) -> None:
+        """Queue a message for it."""
+        self.outbox.post(message)
 
 
 class Hub:
@@ -88,6 +102,31 @@ class Hub:
             now=time.monotonic(),
         )
         self._coordinator.join("this machine")
+        self._from_node = Handlers(
+            {
+                control.Output: self._on_output,
+                control.Progress: lambda _, progress: self._io.outbox.post_progress(progress),
+                control.OfRank: lambda _, message: self._io.outbox.post(message),
+                control.Happened: self._on_event,
+                m.Piece: self._on_piece,
+                m.Leaving: lambda peer, leaving: self._lose(peer, leaving.why),
+                **dict.fromkeys([m.NodeReady, m.Done, m.RoundFailed, m.StoreMade], self._on_message),
+            }
+        )
+        # What an event of another node means here: all of them are known, and a new one has to be.
+        self._events: dict[type[p.Event], Callable[[Peer, Any], p.Event | None]] = {
+            p.AttemptBegun: self._attempt_begun,
+            p.RankRunning: _as_it_is,
+            p.RankReplaced: _as_it_is,
+            p.RankReturned: self._returned,
+            p.RankSucceeded: _as_it_is,
+            p.ValueLost: _as_it_is,
+            p.RankFailed: self._rank_failed,
+            p.RankExited: self._exited,
+            p.RunEnded: self._ended,
+            # The first node alone says what becomes of the run, of rounds and of nodes, and what is missing in its own logs.
+            **dict.fromkeys(_OF_THE_RUN, lambda _peer, _event: None),
+        }
 
     def start(self) -> None:
         """Say where others can join, and let them."""
@@ -152,7 +191,7 @@ class Hub:
             finally:
                 with self._io.condition, contextlib.suppress(ValueError):
                     self._waiting.remove(sock)
-            channel = Channel(stream)  # type: ignore[arg-type] # it has what a channel needs of a socket
+            channel: MessageChannel[Any] = MessageChannel(stream, m.FromJoin)  # type: ignore[arg-type] # it has what a channel needs of a socket
             peer = self._admit(channel, address)
         except NodeError as error:
             self._refuse(address, str(error))
@@ -164,26 +203,26 @@ class Hub:
             self._serve(peer)
         except (OSError, EOFError):
             pass  # gone: what follows from that is seen to below
-        except (msgspec.MsgspecError, ValueError, KeyError) as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             self._lose(peer, f"was lost: it sent what cannot be read ({error})")
         finally:
             self._forget(peer)
 
-    def _admit(self, channel: Channel, address: str) -> Peer:
+    def _admit(self, channel: MessageChannel[Any], address: str) -> Peer:
         """Give a node that fits the plan and what it needs for it, and count it once it is equipped.
 
         Raises:
             NodeError: it does not fit, or there is no room for it.
         """
         try:
-            hello = m.decode(channel.receive().body)
+            hello = channel.receive_a(m.Hello)
             m.check_versions(hello, m.hello())
             self._check_room()
             nodes = p.replace(self._nodes, token="", identity="", is_first=False)
-            channel.send(m.MESSAGE, p.encode(m.Welcome(plan=p.replace(self._plan, environment={}, nodes=nodes))))
+            channel.send(m.Welcome(plan=p.replace(self._plan, environment={}, nodes=nodes)))
             for name, path in (("sources", self._plan.sources), ("payload", self._plan.payload)):
-                send_file(channel, Path(path), what=name)
-            equipped = m.decode(channel.receive().body)
+                send_file(channel, Path(path), name)
+            equipped = channel.receive_a(m.Equipped)
             with self._io.condition:
                 self._check_room()
                 peer = Peer(channel, f"{hello.host}, {address}")
@@ -194,13 +233,12 @@ class Hub:
                 )
         except NodeError as error:
             with contextlib.suppress(OSError):
-                channel.send(m.MESSAGE, p.encode(m.Refused(why=str(error))))
+                channel.send(m.Refused(why=str(error)))
             channel.close()
             raise
         except BaseException:
             channel.close()
             raise
-        peer.outbox.start()
         return peer
 
     def _check_room(self) -> None:
@@ -242,7 +280,7 @@ class Hub:
         """Hear a node, this one among them."""
         with self._io.condition:
             now = time.monotonic()
-            if isinstance(message, m.Ready):
+            if isinstance(message, m.NodeReady):
                 self._obey(self._coordinator.ready(node, now))
             elif isinstance(message, m.Done):
                 self._obey(self._coordinator.done(node, message.number))
@@ -295,11 +333,18 @@ class Hub:
         for peer in self._peers:
             peer.tell(message)
 
+    def pass_to_rank(self, message: control.ForRank) -> None:
+        """Pass a message on to the node that has its rank."""
+        with self._io.condition:
+            for peer in self._peers:
+                if message.rank in peer.ranks:
+                    peer.tell(message)
+
     def _tell_stop(self, reason: str) -> None:
         by = None if self._io.stop is None else self._io.stop.by
         is_urgent = self._io.is_urgent or (self._io.stop is not None and by is None)
         for peer in self._peers:
-            peer.outbox.post("stop", reason=reason, urgent=is_urgent, signal=by or signal.SIGINT)
+            peer.tell(control.Stop(reason=reason, is_urgent=is_urgent, signal=by or signal.SIGINT))
 
     def _keep_time(self) -> None:
         """Have the coordinator look at the clock when it wants to, and pass on that the run is being stopped."""
@@ -319,46 +364,42 @@ class Hub:
 
     def _serve(self, peer: Peer) -> None:
         while True:
-            frame = peer.channel.receive()
-            if frame.kind == "output":
-                self._take_output(peer, frame)
-            elif frame.kind == "progress":
-                self._io.outbox.post_progress(frame.fields["attempt"], frame.fields["rank"], frame.fields["bars"])
-            elif frame.kind == FILE:
-                self._take_piece(peer, frame)
-            elif frame.kind == "event":
-                self._take_event(peer, p.decode_event(frame.body))
-            elif frame.kind == m.MESSAGE:
-                message = m.decode(frame.body)
-                if isinstance(message, m.Leaving):
-                    self._lose(peer, message.why)
-                else:
-                    self._take_from(peer.id, message)
+            self._from_node.take_frame(peer.channel.receive_frame(), peer)
 
-    def _take_event(self, peer: Peer, event: Any) -> None:
-        now = time.time()  # clocks differ from machine to machine: that of this one counts
-        if isinstance(event, p.RankExited) and (loss := peer.losses.get((event.attempt, event.rank))) is not None:
+    def _on_message(self, peer: Peer, message: Any) -> None:
+        self._take_from(peer.id, message)
+
+    def _on_event(self, peer: Peer, message: control.Happened) -> None:
+        # Clocks differ from machine to machine: that of this one counts.
+        event = self._events[type(message.event)](peer, p.replace(message.event, at=time.time()))
+        if event is not None:
+            self._io.record(event)
+
+    def _attempt_begun(self, peer: Peer, event: p.AttemptBegun) -> p.Event:
+        for rank in event.ranks:
+            self._folder.make_rank_dir(event.attempt, rank.rank)
+        with self._io.condition:
+            peer.ranks = frozenset(rank.rank for rank in event.ranks)
+        return p.replace(event, ranks=tuple(p.replace(rank, node=peer.id) for rank in event.ranks))
+
+    def _rank_failed(self, _peer: Peer, event: p.RankFailed) -> p.Event:
+        return p.replace(event, failure=p.replace(event.failure, at=event.at))
+
+    def _exited(self, peer: Peer, event: p.RankExited) -> p.Event:
+        if (loss := peer.losses.get((event.attempt, event.rank))) is not None:
             self._io.record_loss(event.attempt, event.rank, loss, is_end=True)
-        if isinstance(event, _FORWARDED | p.AttemptBegun):
-            if isinstance(event, p.AttemptBegun):
-                for rank in event.ranks:
-                    self._folder.make_rank_dir(event.attempt, rank.rank)
-                event = p.replace(event, ranks=tuple(p.replace(rank, node=peer.id) for rank in event.ranks))
-            self._io.record(p.replace(event, at=now))
-        elif isinstance(event, p.RankFailed):
-            self._io.record(p.replace(event, at=now, failure=p.replace(event.failure, at=now)))
-        elif isinstance(event, p.RankReturned):
-            self._io.record(p.replace(self._take_returned(peer, event), at=now))
-        elif isinstance(event, p.RunEnded):
-            self._lose(peer, f"was lost: {event.reason}" if event.reason else "left")
+        return event
 
-    def _take_output(self, peer: Peer, frame: Frame) -> None:
-        attempt, rank = int(frame.fields["attempt"]), int(frame.fields["rank"])
+    def _ended(self, peer: Peer, event: p.RunEnded) -> None:
+        self._lose(peer, f"was lost: {event.reason}" if event.reason else "left")
+
+    def _on_output(self, peer: Peer, output: control.Output) -> None:
+        attempt, rank = output.attempt, output.rank
         log = peer.logs.get((attempt, rank))
         if log is None:
             self._folder.make_rank_dir(attempt, rank)
             log = peer.logs[attempt, rank] = AppendedFile(self._folder.output_log(attempt, rank))
-        kept, lost = log.append(frame.body)
+        kept, lost = log.append(output.body)
         if lost:
             loss = peer.losses.setdefault((attempt, rank), Loss())
             loss.add(len(lost), log.why)
@@ -370,9 +411,9 @@ class Hub:
 
     # ---- files
 
-    def _take_piece(self, peer: Peer, frame: Frame) -> None:
+    def _on_piece(self, peer: Peer, piece: m.Piece) -> None:
         """Write a piece of a value, or of an exception, to where a rank of this machine would have put it."""
-        attempt, rank, is_value = int(frame.fields["attempt"]), int(frame.fields["rank"]), frame.fields["what"] == "value"
+        attempt, rank, is_value = piece.attempt, piece.rank, piece.what == "value"
         key = attempt, rank, is_value
         incoming = peer.files.get(key)
         if incoming is None:
@@ -380,16 +421,20 @@ class Hub:
             places = [self._folder.result_file(attempt, rank) if is_value else self._folder.exception_file(attempt, rank)]
             if is_value and self._plan.shared_dir is not None:
                 places.insert(0, Path(self._plan.shared_dir) / f"{attempt}.{rank}")
-            incoming = peer.files[key] = IncomingFile(places, int(frame.fields["size_bytes"]))
-        if incoming.take(frame):
+            incoming = peer.files[key] = IncomingFile(places, piece.size_bytes)
+        if incoming.take(piece):
             del peer.files[key]
             if is_value:
                 peer.values[attempt, rank] = incoming.path if incoming.error is None else None
 
-    def _take_returned(self, peer: Peer, event: p.RankReturned) -> Any:
+    def _returned(self, peer: Peer, event: p.RankReturned) -> p.Event:
         """Return the event for here: the value's file lies elsewhere, or could not be kept."""
         path = peer.values.pop((event.attempt, event.rank), None)
         if path is None:
             reason = str(ResultError.no_room(event.rank, event.value.size_bytes))
             return p.ValueLost(at=event.at, attempt=event.attempt, rank=event.rank, reason=reason)
         return p.replace(event, value=p.replace(event.value, path=str(path)))
+
+
+def _as_it_is(_peer: Peer, event: p.Event) -> p.Event:
+    return event

@@ -27,9 +27,11 @@ from ice_notebook.rank.server import RankServer
 from ice_notebook.runs import crashes
 from ice_notebook.runs.store import JOURNAL_RESERVE_BYTES, Journal, RunFolder
 from ice_notebook.runs.stream_index import StreamIndexWriter
+from ice_notebook.wire import control as c
+from ice_notebook.wire import node_messages as m
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel, Frame
-from ice_notebook.wire.node_messages import MESSAGE
+from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.messages import Handlers
 
 MOST_REPLACEMENTS = 3  # of standby ranks that die: then something is wrong with them, and a launch that fails will say what
 
@@ -72,7 +74,8 @@ class AgentIO(threading.Thread):
         self.folder_error: OSError | None = None  # nothing of a run can be kept
         self.on_run: Callable[[RunFolder], None] = lambda _: None  # called before anything is recorded
         self.on_stop: Callable[[], None] = lambda: None  # called once, by whoever asked
-        self.on_message: Callable[[bytes], None] | None = None  # the coordinator of several nodes says something
+        self.on_coordinator: Callable[[Any], None] = lambda _: None  # the coordinator of several nodes says something
+        self.on_message_for_other_node: Callable[[c.ForRank], None] = self._on_no_rank
         self.outbox = Outbox(kernel)
         self._kernel = kernel
         self._is_over = False
@@ -84,6 +87,42 @@ class AgentIO(threading.Thread):
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._selector = selectors.DefaultSelector()
         self._terminals = Terminals(self.condition, self.outbox, self._on_loss)
+        self._from_kernel = Handlers(
+            {
+                c.TakeRun: self._on_run,
+                c.Offer: self._on_offer,
+                c.Settled: lambda _: self.begin(),
+                c.SetPace: self._on_pace,
+                c.AddSpares: lambda asked: self.start_ranks(asked.count),
+                c.Resize: self._on_resize,
+                c.Preload: self._on_preload,
+                c.PassSignal: self._on_signal,
+                c.Stop: self._on_stop_message,
+                c.ForRank: self._on_message_for_rank,
+                m.Round: self._on_word_of_coordinator,
+                m.Over: self._on_word_of_coordinator,
+                m.Finish: self._on_word_of_coordinator,
+            }
+        )
+        self._from_rank = Handlers(
+            {
+                c.Tied: self._on_tied,
+                c.Ready: self._on_ready,
+                c.Accepted: self._on_accepted,
+                c.Progress: self._on_progress,
+                c.Imported: lambda _, imported: self.outbox.post(imported),
+                c.Loaded: self._on_loaded,
+                c.Returned: self._on_returned,
+                c.Lost: self._on_lost,
+                c.Failed: lambda rank, failed: self.fail(rank, failed.failure),
+                c.Unwound: self._on_unwound,
+                c.HasHandler: self._on_handler,
+                c.ForKernel: self._on_message_for_kernel,
+                c.NotUnderstood: lambda rank, message: say(
+                    f"rank {rank.rank} does not understand what it was told: {message.what}"
+                ),
+            }
+        )
 
     # ---- for the elastic thread
 
@@ -121,7 +160,7 @@ class AgentIO(threading.Thread):
             except OSError as error:  # the disk is full: the run goes on, and the kernel hears of it
                 say(f"not in the journal yet: {event}: {error}")
             post = self.outbox.post if is_alone else self.outbox.post_later
-            post("event", p.encode(event))
+            post(c.Happened(event=event))
 
     @property
     def unplaced(self) -> int:
@@ -141,7 +180,7 @@ class AgentIO(threading.Thread):
     def post_ready(self) -> None:
         """Tell the kernel that ranks stand by, and what of the environment they have taken in."""
         told = [rank.readiness for rank in self.ranks if rank.readiness is not None]
-        self.outbox.post("ready", p.encode(p.Readiness.of(told)))
+        self.outbox.post(c.Ready(readiness=p.Readiness.of(told)))
 
     def start_ranks(self, count: int) -> None:
         """Have `count` more ranks started, if any are wanted."""
@@ -223,7 +262,6 @@ class AgentIO(threading.Thread):
             self._leave(os.EX_SOFTWARE)
 
     def _serve(self) -> None:
-        self.outbox.start()
         self._selector.register(self._wake_reader, selectors.EVENT_READ, self._on_wake)
         self._selector.register(self._kernel, selectors.EVENT_READ, self._on_kernel)
         # Its process too: a child that the kernel has forked holds the socket open beyond the kernel's end.
@@ -312,68 +350,74 @@ class AgentIO(threading.Thread):
 
     def _on_kernel(self) -> None:
         try:
-            frames = self._kernel.receive_ready()
+            frames = self._kernel.receive_ready_frames()
         except (EOFError, OSError):
             self._selector.unregister(self._kernel)
             self._lose_kernel()
             return
         for frame in frames:
-            if frame.kind == "run":
-                self.consider(p.decode(frame.body, p.Plan))
-                self.begin()
-            elif frame.kind == "offer":
-                offered = p.decode(frame.body, p.Plan)
-                self.outbox.post("taken")
-                self.consider(offered)  # while the kernel answers
-            elif frame.kind == "settled":
-                self.begin()
-            elif frame.kind == "pace":
-                with self.condition:
-                    self.at_a_time = frame.fields["at_a_time"]
-                    self.condition.notify_all()
-                self._keep_pace()
-            elif frame.kind == "spares":
-                self.start_ranks(frame.fields["count"])
-            elif frame.kind == "size":
-                self._resize(frame.fields["columns"], frame.fields["rows"])
-            elif frame.kind == "preload":
-                self._preload(frame.fields["modules"])
-            elif frame.kind == "signal":
-                self._relay(frame.fields["number"])
-            elif frame.kind == "stop":
-                self.outbox.post("stopping")
-                by = signal.Signals(frame.fields.get("signal", signal.SIGINT))
-                self.request_stop(StopRequest(frame.fields["reason"], by))
-                if frame.fields.get("urgent"):
-                    with self.condition:
-                        self.is_urgent = True
-                        self.condition.notify_all()
-            elif frame.kind == MESSAGE and self.on_message is not None:
-                self.on_message(frame.body)
+            self._from_kernel.take_frame(frame)
 
-    def _relay(self, number: int) -> None:
+    def _on_run(self, message: c.TakeRun) -> None:
+        self.consider(message.plan)
+        self.begin()
+
+    def _on_offer(self, message: c.Offer) -> None:
+        self.outbox.post(c.Taken())
+        self.consider(message.plan)  # while the kernel answers
+
+    def _on_pace(self, message: c.SetPace) -> None:
+        with self.condition:
+            self.at_a_time = message.at_a_time
+            self.condition.notify_all()
+        self._keep_pace()
+
+    def _on_stop_message(self, message: c.Stop) -> None:
+        self.outbox.post(c.Stopping())
+        self.request_stop(StopRequest(message.reason, signal.Signals(message.signal)))
+        if message.is_urgent:
+            with self.condition:
+                self.is_urgent = True
+                self.condition.notify_all()
+
+    def _on_signal(self, message: c.PassSignal) -> None:
         with self.condition:
             for rank in self.ranks:
-                if rank.rank >= 0 and not rank.has_exited and rank.handles(number):
-                    processes.signal_rank(rank, signal.Signals(number))
+                if rank.rank >= 0 and not rank.has_exited and rank.handles(message.number):
+                    processes.signal_rank(rank, signal.Signals(message.number))
 
-    def _resize(self, columns: int, rows: int) -> None:
+    def _on_resize(self, message: c.Resize) -> None:
         """Give the terminals of all ranks, also of those that are yet to be started, another size."""
-        wiring = p.replace(self.preparation.wiring, columns=columns, rows=rows)
+        wiring = p.replace(self.preparation.wiring, columns=message.columns, rows=message.rows)
         self.preparation = p.replace(self.preparation, wiring=wiring)
         with self.condition:
             for rank in self.ranks:
                 rank.resize(wiring)
 
-    def _preload(self, modules: list[str]) -> None:
+    def _on_preload(self, message: c.Preload) -> None:
         """Have the ranks that stand by import more, as many as may at a time."""
         with self.condition:
             for rank in self.ranks:
                 if rank.rank < 0 and rank.stage is Stage.READY:
                     rank.stage = Stage.STARTING
                     rank.is_preloading = True
-                    rank.to_preload = modules
+                    rank.to_preload = message.modules
         self._keep_pace()
+
+    def _on_message_for_rank(self, message: c.ForRank) -> None:
+        """Pass on a message for a rank, which is here or another node's."""
+        with self.condition:
+            mine = next((rank for rank in self.ranks if rank.rank == message.rank and rank.has_accepted), None)
+        if mine is not None:
+            mine.tell(message.body)
+        else:
+            self.on_message_for_other_node(message)
+
+    def _on_word_of_coordinator(self, message: m.Round | m.Over | m.Finish) -> None:
+        self.on_coordinator(message)
+
+    def _on_no_rank(self, message: c.ForRank) -> None:
+        say(f"a message is for rank {message.rank}, which is not there")
 
     def _on_kernel_exit(self) -> None:
         self._selector.unregister(self._kernel_pidfd)
@@ -401,18 +445,13 @@ class AgentIO(threading.Thread):
 
     def _on_rank(self, rank: RankProcess) -> None:
         try:
-            for frame in rank.channel.receive_ready():
+            for frame in rank.channel.receive_ready_frames():
                 with self.condition:
-                    self._take_frame(rank, frame)
+                    self._from_rank.take_frame(frame, rank)
                     self.condition.notify_all()
         except (EOFError, OSError):
             self._hang_up(rank)
-        except (
-            msgspec.DecodeError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ) as error:  # user code has written to a descriptor that is not its own
+        except (msgspec.DecodeError, ValueError) as error:  # user code has written to a descriptor that is not its own
             say(f"rank {rank.rank} said what cannot be understood: {error}\n{traceback.format_exc()}")
             self._hang_up(rank)
 
@@ -423,41 +462,46 @@ class AgentIO(threading.Thread):
             rank.hung_up_at = time.monotonic()
             self.condition.notify_all()
 
-    def _take_frame(self, rank: RankProcess, frame: Frame) -> None:
-        at, attempt, number = time.time(), rank.attempt, rank.rank
-        if frame.kind == "ready":
-            rank.stage = Stage.READY
-            rank.is_preloading = False
-            told = p.decode(frame.body, p.Readiness)
-            rank.readiness = told if rank.readiness is None else p.Readiness.of([rank.readiness, told])
-            self._wake()  # the next may start
-            if self.is_standing_by and self.are_ready:
-                self.post_ready()
-        elif frame.kind == "tied":
-            rank.is_tied = True
-            self._wake()  # it may have to rest
-        elif frame.kind == "accepted":
-            rank.stage = Stage.ACCEPTED
-            for stream in rank.streams:
-                stream.release()
-            self.record(p.RankRunning(at=at, attempt=attempt, rank=number))
-        elif frame.kind == "progress":
-            self.outbox.post_progress(attempt, number, frame.fields["bars"])
-        elif frame.kind == "imported":
-            self.outbox.post("imported", modules=frame.fields["modules"])
-        elif frame.kind == "loaded":
-            rank.has_loaded = True
-            self._drop_payload()
-        elif frame.kind == "returned":
-            self._take_value(rank, p.RankReturned(at=at, attempt=attempt, rank=number, value=p.decode(frame.body, p.Value)))
-        elif frame.kind == "value_lost":
-            self._take_value(rank, p.ValueLost(at=at, attempt=attempt, rank=number, reason=frame.fields["reason"]))
-        elif frame.kind == "answers":
-            rank.has_acknowledged = True
-        elif frame.kind == "stopped":
-            rank.is_stopped = rank.was_asked  # only we know that
-        elif frame.kind == "failed":
-            self._fail(rank, p.decode(frame.body, p.Failure))
+    def _on_ready(self, rank: RankProcess, message: c.Ready) -> None:
+        rank.stage = Stage.READY
+        rank.is_preloading = False
+        told = message.readiness
+        rank.readiness = told if rank.readiness is None else p.Readiness.of([rank.readiness, told])
+        self._wake()  # the next may start
+        if self.is_standing_by and self.are_ready:
+            self.post_ready()
+
+    def _on_tied(self, rank: RankProcess, _: c.Tied) -> None:
+        rank.is_tied = True
+        self._wake()  # it may have to rest
+
+    def _on_accepted(self, rank: RankProcess, _: c.Accepted) -> None:
+        rank.stage = Stage.ACCEPTED
+        for stream in rank.streams:
+            stream.release()
+        self.record(p.RankRunning(at=time.time(), attempt=rank.attempt, rank=rank.rank))
+
+    def _on_progress(self, rank: RankProcess, message: c.Progress) -> None:
+        self.outbox.post_progress(p.replace(message, attempt=rank.attempt, rank=rank.rank))
+
+    def _on_loaded(self, rank: RankProcess, _: c.Loaded) -> None:
+        rank.has_loaded = True
+        self._drop_payload()
+
+    def _on_returned(self, rank: RankProcess, message: c.Returned) -> None:
+        self._take_value(rank, p.RankReturned(at=time.time(), attempt=rank.attempt, rank=rank.rank, value=message.value))
+
+    def _on_lost(self, rank: RankProcess, message: c.Lost) -> None:
+        self._take_value(rank, p.ValueLost(at=time.time(), attempt=rank.attempt, rank=rank.rank, reason=message.reason))
+
+    def _on_unwound(self, rank: RankProcess, _: c.Unwound) -> None:
+        rank.is_stopped = rank.was_asked  # only we know that
+
+    def _on_handler(self, rank: RankProcess, _: c.HasHandler) -> None:
+        rank.has_acknowledged = True
+
+    def _on_message_for_kernel(self, rank: RankProcess, message: c.ForKernel) -> None:
+        self.outbox.post(c.OfRank(attempt=rank.attempt, rank=rank.rank, body=message.body))
 
     def _take_value(self, rank: RankProcess, event: p.RankReturned | p.ValueLost) -> None:
         """Record that a function has returned; a script gives values before its end, and only a good end makes the last one count."""
@@ -467,7 +511,8 @@ class AgentIO(threading.Thread):
             rank.has_returned = True
             self.record(event)
 
-    def _fail(self, rank: RankProcess, failure: p.Failure) -> None:
+    def fail(self, rank: RankProcess, failure: p.Failure) -> None:
+        """Record that a rank has failed."""
         rank.failure = failure
         self.record(p.RankFailed(at=time.time(), attempt=rank.attempt, rank=rank.rank, failure=failure))
 
@@ -533,7 +578,7 @@ class AgentIO(threading.Thread):
         """Start another process in the place of one that died while it stood by, unless that happens again and again."""
         self._replaced += 1
         if rank.is_preloading or self._replaced > MOST_REPLACEMENTS:
-            self.outbox.post("spoiled", rank.early)
+            self.outbox.post(c.Spoiled(body=rank.early))
             return
         self.ranks.remove(rank)
         rank.reap()
@@ -552,9 +597,9 @@ class AgentIO(threading.Thread):
         """Say what an exit means that nobody has caused: a function's rank says by itself how it ended, of a script the code tells."""
         if self.plan.script is None:
             if not rank.has_returned and rank.failure is None:
-                self._fail(rank, self._failure_from_exit(rank, code))
+                self.fail(rank, self._failure_from_exit(rank, code))
         elif code != 0 and rank.failure is None:
-            self._fail(rank, self._failure_from_exit(rank, code))
+            self.fail(rank, self._failure_from_exit(rank, code))
         elif code == 0 and not rank.has_returned:
             self.record(p.RankSucceeded(at=time.time(), attempt=rank.attempt, rank=rank.rank))
 

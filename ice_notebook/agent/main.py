@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ice_notebook.agent.io import AgentIO, StopRequest
 from ice_notebook.agent.meeting import Meeting
@@ -23,8 +23,8 @@ from ice_notebook.rank import surroundings
 from ice_notebook.rank.server import RankServer
 from ice_notebook.runs.store import RunFolder
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel
-from ice_notebook.wire.node_messages import MESSAGE, decode
+from ice_notebook.wire.control import Prepare, ToAgent
+from ice_notebook.wire.messages import MessageChannel
 
 if TYPE_CHECKING:
     from ice_notebook.agent.hub import Hub
@@ -36,10 +36,12 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 def main(words: list[str], _own_path: list[str]) -> None:
     """Be an agent: get ready, take a plan from the kernel, do the run, leave. Never returns."""
     lifelines.take_hold(signal.SIGCONT)  # the io thread sees the kernel's end, unless somebody has stopped this process
-    serve(Channel(socket.socket(fileno=int(words[0]))), note="".join(words[1:]))
+    serve(MessageChannel(socket.socket(fileno=int(words[0])), ToAgent), note="".join(words[1:]))
 
 
-def serve(kernel: Channel, readiness: p.Readiness | None = None, marker: forks.Marker | None = None, note: str = "") -> NoReturn:
+def serve(
+    kernel: MessageChannel[Any], readiness: p.Readiness | None = None, marker: forks.Marker | None = None, note: str = ""
+) -> NoReturn:
     """Be an agent at the end of this channel. `readiness` and `marker` are those of a fork server that this process was forked from."""
     signals.reset()
     title.show(title.command_of("agent"))
@@ -50,7 +52,7 @@ def serve(kernel: Channel, readiness: p.Readiness | None = None, marker: forks.M
     # Orphans of ranks become children of this process: they can be found, and nothing is left to the system's init.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        preparation = p.decode(kernel.receive().body, p.Preparation)
+        preparation = kernel.receive_a(Prepare).preparation
     except EOFError:
         os._exit(0)
     server = None
@@ -65,7 +67,7 @@ def serve(kernel: Channel, readiness: p.Readiness | None = None, marker: forks.M
 class Agent:
     """A run from the agent's side."""
 
-    def __init__(self, preparation: p.Preparation, kernel: Channel, server: RankServer | None, note: str) -> None:
+    def __init__(self, preparation: p.Preparation, kernel: MessageChannel[Any], server: RankServer | None, note: str) -> None:
         self._preparation = preparation
         self._io = AgentIO(preparation, kernel, server, note)
         self._io.on_run = _move_to
@@ -128,10 +130,11 @@ class Agent:
 
             hub = Hub(io.plan, io.folder, io)
             hub.start()
+            io.on_message_for_other_node = hub.pass_to_rank
             self._hub = hub
             return hub.meeting
-        meeting = Meeting(io.condition, lambda message: io.outbox.post(MESSAGE, p.encode(message)))
-        io.on_message = lambda body: meeting.take(decode(body))
+        meeting = Meeting(io.condition, io.outbox.post)
+        io.on_coordinator = meeting.take
         return meeting
 
     def _end_early(self) -> None:

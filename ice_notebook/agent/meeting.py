@@ -48,7 +48,7 @@ class Meeting:
         Raises:
             RunOverError: there will be none.
         """
-        self.tell(m.Ready())
+        self.tell(m.NodeReady())
         with self._condition:
             while not is_stopped():
                 self._raise_if_run_is_over()

@@ -1,54 +1,87 @@
-"""What the agent tells the kernel, without ever waiting for it: output is bounded, everything else is not dropped."""
+"""What is told without ever waiting for who is told: output is bounded, everything else is not dropped."""
 
 from __future__ import annotations
 
 import collections
 import threading
-from dataclasses import dataclass, field
-from typing import Any
 
-from ice_notebook.wire.frames import Channel, pack
+from msgspec.structs import replace
+
+from ice_notebook.wire.control import Output, Progress
+from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.messages import Message, pack_message
 
 # Beyond this the kernel is told only how much it missed: the log files have it all, and what comes is new.
 OUTPUT_LIMIT_BYTES = 512 << 10
 _COALESCED_BYTES = 1 << 20
 
 
-@dataclass
-class _Message:
-    kind: str
-    body: bytearray
-    fields: dict[str, Any] = field(default_factory=dict)
+class _Queued:
+    """A message that waits. What comes later may still be added to it, or take its place."""
+
+    def __init__(self, message: Message | bytes) -> None:
+        self.message = message  # bytes: packed already
+        self.more = bytearray()  # output that goes on where the message ends
+        self.is_gone = False  # it is on its way, and must not change any more
+
+    @property
+    def n_output(self) -> int:
+        """Return how many bytes of output it holds."""
+        return len(self.message.body) + len(self.more) if isinstance(self.message, Output) else 0
+
+    def goes_on(self, output: Output) -> bool:
+        """Return whether output goes on where this message has ended."""
+        last = self.message
+        return (
+            isinstance(last, Output)
+            and _kind_of(last) == _kind_of(output)
+            and not output.missed
+            and self.n_output < _COALESCED_BYTES
+        )
+
+    def pack(self) -> bytes:
+        """Return the message as it travels."""
+        message = self.message
+        if isinstance(message, bytes):
+            return message
+        if isinstance(message, Output) and self.more:
+            message = replace(message, body=message.body + self.more)
+        return pack_message(message)
+
+
+def _kind_of(output: Output) -> tuple[int, int, bool, bool]:
+    return output.attempt, output.rank, output.is_kept, output.is_stderr
 
 
 class Outbox(threading.Thread):
-    """Sends frames to the kernel in order: at once as long as the socket takes them, the rest in a thread, which alone may wait.
+    """Sends messages in order: at once as long as the socket takes them, the rest in a thread, which alone may wait.
 
-    Were each frame the thread's, a launch would wait up to a millisecond for the interpreter's lock with each.
+    Were each message the thread's, a launch would wait up to a millisecond for the interpreter's lock with each. The thread starts when
+    the socket does not take something for the first time.
     """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(name="ice-outbox", daemon=True)
         self._channel = channel
-        self._queue: collections.deque[_Message] = collections.deque()
+        self._queue: collections.deque[_Queued] = collections.deque()
         self._changed = threading.Condition()
-        self._rest = b""  # of the frame that the socket has not taken whole
+        self._rest = b""  # of the message that the socket has not taken whole
         self._rest_output_bytes = 0  # that it holds of output
         self._output_bytes = 0
         self._missed: dict[tuple[int, int], int] = {}
-        self._progress: dict[tuple[int, int], _Message] = {}  # the last that was queued of each rank
+        self._progress: dict[tuple[int, int], _Queued] = {}  # the last that was queued of each rank
         self._is_gone = False
 
-    def post(self, kind: str, body: bytes = b"", **fields: Any) -> None:
-        """Queue a frame that must arrive."""
+    def post(self, message: Message | bytes) -> None:
+        """Queue a message, packed or not, that must arrive."""
         with self._changed:
-            self._queue.append(_Message(kind, bytearray(body), fields))
+            self._queue.append(_Queued(message))
             self._send()
 
-    def post_later(self, kind: str, body: bytes = b"") -> None:
-        """Queue a frame that goes with the next one, which is about to come: the kernel has better to do than to wake up for it alone."""
+    def post_later(self, message: Message) -> None:
+        """Queue a message that goes with the next one, which is about to come: the kernel has better to do than to wake up for it alone."""
         with self._changed:
-            self._queue.append(_Message(kind, bytearray(body)))
+            self._queue.append(_Queued(message))
 
     def post_output(self, attempt: int, rank: int, output: bytes, *, is_kept: bool = True, is_stderr: bool = False) -> None:
         """Queue output of a rank; what does not fit is counted and the count sent later.
@@ -63,37 +96,38 @@ class Outbox(threading.Thread):
                 return
             self._output_bytes += len(output)
             missed = self._missed.pop(source, 0)
-            last = self._queue[-1] if self._queue else None
-            fields = _fields_of_output(attempt, rank, missed, is_kept=is_kept, is_stderr=is_stderr)
-            if last is not None and last.kind == "output" and not missed and _continues(last, fields):
-                last.body += output
+            message = Output(
+                attempt=attempt, rank=rank, missed=missed, is_kept=is_kept, is_stderr=is_stderr and not is_kept, body=output
+            )
+            if self._queue and self._queue[-1].goes_on(message):
+                self._queue[-1].more += output
                 return
-            self._queue.append(_Message("output", bytearray(output), fields))
+            self._queue.append(_Queued(message))
             self._send()
 
-    def post_progress(self, attempt: int, rank: int, bars: Any) -> None:
+    def post_progress(self, progress: Progress) -> None:
         """Queue how far a rank is; what is still queued of it is replaced."""
-        source = attempt, rank
+        source = progress.attempt, progress.rank
         with self._changed:
             last = self._progress.get(source)
-            if last is not None and last.kind:
-                last.fields["bars"] = bars
+            if last is not None and not last.is_gone:
+                last.message = progress
                 return
-            self._progress[source] = _Message("progress", bytearray(), {"attempt": attempt, "rank": rank, "bars": bars})
+            self._progress[source] = _Queued(progress)
             self._queue.append(self._progress[source])
             self._send()
 
     def drain(self, timeout_s: float) -> None:
-        """Wait until all is sent, the kernel is gone, or the time is over."""
+        """Wait until all is sent, the other side is gone, or the time is over."""
         with self._changed:
             for (attempt, rank), missed in self._missed.items():
-                self._queue.append(_Message("output", bytearray(), _fields_of_output(attempt, rank, missed)))
+                self._queue.append(_Queued(Output(attempt=attempt, rank=rank, missed=missed)))
             self._missed.clear()
             self._send()
             self._changed.wait_for(lambda: self._is_gone or not (self._queue or self._rest), timeout_s)
 
     def run(self) -> None:
-        """Send what the socket does not take at once, until the kernel is gone."""
+        """Send what the socket does not take at once, until the other side is gone."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._rest or self._is_gone)
@@ -104,7 +138,7 @@ class Outbox(threading.Thread):
                 self._channel.send_packed(rest)
             except OSError:
                 with self._changed:
-                    self._lose_kernel()
+                    self._lose()
                 return
             with self._changed:
                 self._output_bytes -= self._rest_output_bytes
@@ -117,33 +151,24 @@ class Outbox(threading.Thread):
         if self._is_gone:
             self._queue.clear()
         while self._queue and not self._rest:
-            message = self._queue.popleft()
-            frame = pack(message.kind, message.body, message.fields)
-            n_output = len(message.body) if message.kind == "output" else 0
-            message.kind = ""  # it is on its way, and must not change any more
+            queued = self._queue.popleft()
+            queued.is_gone = True
+            packed = queued.pack()
             try:
-                self._rest = frame[self._channel.send_at_once(frame) :]
+                self._rest = packed[self._channel.send_at_once(packed) :]
             except OSError:
-                self._lose_kernel()
+                self._lose()
                 return
-            if self._rest:
-                self._rest_output_bytes = n_output
-                self._changed.notify_all()
-            else:
-                self._output_bytes -= n_output
+            if not self._rest:
+                self._output_bytes -= queued.n_output
+                continue
+            self._rest_output_bytes = queued.n_output
+            if self.ident is None:
+                self.start()
+            self._changed.notify_all()
 
-    def _lose_kernel(self) -> None:
+    def _lose(self) -> None:
         self._is_gone = True
         self._queue.clear()
         self._rest = b""
         self._changed.notify_all()
-
-
-def _continues(last: _Message, fields: dict[str, Any]) -> bool:
-    """Return whether output goes on where the last message has ended."""
-    return {**last.fields, "missed": 0} == fields and len(last.body) < _COALESCED_BYTES
-
-
-def _fields_of_output(attempt: int, rank: int, missed: int, *, is_kept: bool = True, is_stderr: bool = False) -> dict[str, Any]:
-    fields = {"attempt": attempt, "rank": rank, "missed": missed}
-    return fields if is_kept else {**fields, "is_kept": False, "is_stderr": is_stderr}

@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ice_notebook.agent.outbox import Outbox
 from ice_notebook.host import boot, processes
 from ice_notebook.host.writing import AppendedFile, Loss
 from ice_notebook.rank.server import RankServer
 from ice_notebook.runs.stream_index import StreamIndexWriter
 from ice_notebook.wire import exact_json
 from ice_notebook.wire import protocol as p
+from ice_notebook.wire.control import Preload, Unwind
 from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.messages import Message
 
 # What a rank needs to work at once when it is told to go; torch first, the rest is quick.
 _OURS = (
@@ -96,6 +99,7 @@ class RankProcess:
         self.pid = process if isinstance(process, int) else process.pid
         self.pidfd = os.pidfd_open(self.pid)
         self.channel = channel
+        self._outbox = Outbox(channel)  # it may be busy with anything when something is said to it
         self.asking = asking
         self.streams = [Stream(fd, self, std) for fd, std in streams]
         self.index: StreamIndexWriter | None = None  # says which parts of its log are stderr; None: nobody asks
@@ -103,7 +107,7 @@ class RankProcess:
         self.stage = Stage.STARTING
         self.is_tied = False  # it dies with the agent, whatever it does
         self.is_preloading = False  # it imports what nobody may need, or is about to
-        self.to_preload: list[str] = []  # it has not been asked for these yet
+        self.to_preload: tuple[str, ...] = ()  # it has not been asked for these yet
         self.is_resting = False  # we have stopped it for a while
         self.attempt = self.rank = self.local_rank = -1
         self.has_returned = False  # with a value or without one that could be written
@@ -144,12 +148,16 @@ class RankProcess:
         """Return whether it has a handler of its own for a signal."""
         return self.has_accepted and number in processes.caught_signals(self.pid)
 
+    def tell(self, message: Message | bytes) -> None:
+        """Say something to it, without waiting until it hears it. One that is dead is seen at once by its pidfd."""
+        self._outbox.post(message)
+
     def ask(self) -> None:
         """Have the interrupt that follows taken for ours. One that comes without this question is somebody else's, and a failure."""
         self.was_asked = True
         with contextlib.suppress(OSError):  # it has just ended
             self.asking.send(b"?")
-            self.channel.send("stop")
+        self.tell(Unwind())
 
     @property
     def has_reported(self) -> bool:
@@ -163,10 +171,9 @@ class RankProcess:
 
     def preload(self) -> None:
         """Ask it to import what it is to, if it has not been asked yet."""
-        modules, self.to_preload = self.to_preload, []
+        modules, self.to_preload = self.to_preload, ()
         if modules:
-            with contextlib.suppress(OSError):  # dead: seen at once by its pidfd
-                self.channel.send("preload", modules=modules)
+            self.tell(Preload(modules=modules))
 
     def rest(self) -> None:
         """Stop the process until it is to go on. One that would not die with the agent goes on: stopped, it would stay for ever."""

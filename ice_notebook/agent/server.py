@@ -12,14 +12,26 @@ import socket
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ice_notebook.agent import main as agent
 from ice_notebook.agent.ranks import MODULES
 from ice_notebook.host import forks, lifelines, signals, starting, title
 from ice_notebook.rank import preloading
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.control import (
+    Exited,
+    ForkAgent,
+    Forked,
+    ForkSuccessor,
+    Preload,
+    Prepare,
+    Quit,
+    ServerReady,
+    ToAgent,
+    ToServer,
+)
+from ice_notebook.wire.messages import Handlers, MessageChannel
 
 
 def main(words: list[str], _own_path: list[str]) -> None:
@@ -27,7 +39,7 @@ def main(words: list[str], _own_path: list[str]) -> None:
     signals.reset()
     title.show(title.command_of("server"))
     marker = forks.Marker()
-    kernel = Channel(socket.socket(fileno=int(words[0])))
+    kernel: MessageChannel[Any] = MessageChannel(socket.socket(fileno=int(words[0])), ToServer)
     os.set_inheritable(kernel.fileno(), False)
     try:
         owner = lifelines.take_hold(signal.SIGKILL)
@@ -41,12 +53,20 @@ def main(words: list[str], _own_path: list[str]) -> None:
 class Server:
     """See the module."""
 
-    def __init__(self, kernel: Channel, marker: forks.Marker, readiness: p.Readiness, owner: int | None) -> None:
+    def __init__(self, kernel: MessageChannel[Any], marker: forks.Marker, readiness: p.Readiness, owner: int | None) -> None:
         self._kernel = kernel
         self._marker = marker
         self._readiness = readiness
         self._owner = owner  # the kernel's lifeline
         self._selector = selectors.DefaultSelector()
+        self._from_kernel = Handlers(
+            {
+                Preload: self._on_preload,
+                ForkAgent: lambda asked: self._start(asked, self._be_agent),
+                ForkSuccessor: lambda asked: self._start(asked, self._be_successor),
+                Quit: lambda _: os._exit(0),
+            }
+        )
 
     def serve(self) -> NoReturn:
         """Fork when asked to, and tell of the end of what was forked, until the kernel is gone."""
@@ -58,30 +78,26 @@ class Server:
 
     def _get_ready(self) -> None:
         self._refusal = forks.refusal()
-        self._kernel.send("ready", p.encode(self._readiness), refusal=self._refusal)
+        self._kernel.send(ServerReady(readiness=self._readiness, refusal=self._refusal))
 
     def _on_kernel(self) -> None:
-        frame = self._kernel.receive()
-        if frame.kind == "quit":
-            os._exit(0)
-        if frame.kind == "preload":
-            self._readiness = p.Readiness.of([self._readiness, preloading.load(frame.fields["modules"])])
-            self._get_ready()
-            return
+        self._from_kernel.take(self._kernel.receive())
+
+    def _on_preload(self, message: Preload) -> None:
+        self._readiness = p.Readiness.of([self._readiness, preloading.load(message.modules)])
+        self._get_ready()
+
+    def _start(self, asked: ForkAgent | ForkSuccessor, be: Callable[[socket.socket], NoReturn]) -> None:
         sock, log = self._kernel.receive_descriptors(2)
-        if self._refusal:
-            pid = self._exec(frame.body, sock, log)
-        else:
-            pid = self._fork(sock, log, self._be_successor if frame.kind == "succeed" else self._be_agent)
+        pid = self._exec(asked.preparation, sock, log) if self._refusal else self._fork(sock, log, be)
         os.close(sock)
         os.close(log)
-        ticket = frame.fields["ticket"]
         pidfd = os.pidfd_open(pid)
-        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_exit, pidfd, pid, ticket))
-        self._kernel.send("forked", ticket=ticket)
+        self._selector.register(pidfd, selectors.EVENT_READ, partial(self._on_exit, pidfd, pid, asked.ticket))
+        self._kernel.send(Forked(ticket=asked.ticket))
         self._kernel.send_descriptors([pidfd])  # by which the kernel knows it, whoever gets its number later
 
-    def _fork(self, sock: int, log: int, be: Callable[[Channel], NoReturn]) -> int:
+    def _fork(self, sock: int, log: int, be: Callable[[socket.socket], NoReturn]) -> int:
         pid = os.fork()
         if pid == 0:
             try:
@@ -91,27 +107,27 @@ class Server:
                 for fd in (1, 2):
                     os.dup2(log, fd)
                 os.close(log)
-                be(Channel(socket.socket(fileno=sock)))
+                be(socket.socket(fileno=sock))
             except BaseException:
                 traceback.print_exc()
             finally:
                 os._exit(1)  # nothing that goes wrong in an agent may make a second server of it
         return pid
 
-    def _be_agent(self, kernel: Channel) -> NoReturn:
+    def _be_agent(self, kernel: socket.socket) -> NoReturn:
         lifelines.take_hold(signal.SIGCONT, self._owner)
-        agent.serve(kernel, self._readiness, self._marker)
+        agent.serve(MessageChannel(kernel, ToAgent), self._readiness, self._marker)
 
-    def _be_successor(self, kernel: Channel) -> NoReturn:
+    def _be_successor(self, sock: socket.socket) -> NoReturn:
         """Be a fork server that is to import more: this one forks on, whatever those imports do."""
         lifelines.take_hold(signal.SIGKILL, self._owner)
-        preparation = p.decode(kernel.receive().body, p.Preparation)
+        kernel: MessageChannel[Any] = MessageChannel(sock, ToServer)
+        preparation = kernel.receive_a(Prepare).preparation
         self._marker.change(f"{preparation.marker}:{starting.SERVER_NAME}")
         Server(kernel, self._marker, self._readiness, self._owner).serve()
 
-    def _exec(self, body: bytes, sock: int, log: int) -> int:
+    def _exec(self, preparation: p.Preparation, sock: int, log: int) -> int:
         """Start an agent afresh, which is safe whatever runs here, and have it say why."""
-        preparation = p.decode(body, p.Preparation)
         note = f"fork server not used: {self._refusal}"
         started = starting.start_process(
             preparation.command("agent.main", sock, note),
@@ -127,4 +143,4 @@ class Server:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
-        self._kernel.send("exited", ticket=ticket, code=os.waitstatus_to_exitcode(status))
+        self._kernel.send(Exited(ticket=ticket, code=os.waitstatus_to_exitcode(status)))

@@ -10,11 +10,14 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ice_notebook.host import processes, starting
 from ice_notebook.host.suspect_files import last_words
+from ice_notebook.wire import control as c
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel, Frame, is_readable_within
+from ice_notebook.wire.frames import is_readable_within
+from ice_notebook.wire.messages import PART_WAIT_S, Handlers, Message, MessageChannel
 
 _KILLERS = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT})
 _DEAD_LOOK_S = 0.001  # nothing announces that a process has no memory any more
@@ -23,7 +26,6 @@ _NEVER = float("inf")
 PRELOAD_S = 30.0  # the longest import of a package that nobody has asked for: it may wait for something that there is only in a run
 FORK_WAIT_S = 5.0  # a fork server that is up forks within 20 ms; one that has not after so long is stopped, or hangs
 IMPORT_WAIT_S = 120.0  # the same while it imports torch, from a slow disk say
-PART_WAIT_S = 5.0  # between two parts of what a helper says in one go
 TAKE_WAIT_S = 2.0  # an agent that stands by takes a plan within a millisecond; after so long it is deaf
 
 
@@ -36,8 +38,8 @@ class AgentProcess:
         """Start an agent and its ranks, which begin to get ready."""
         self.preparation = preparation
         ours, theirs = starting.make_ends()
-        self.channel = Channel(ours)
-        self.channel.send("prepare", p.encode(preparation))
+        self.channel: MessageChannel[Any] = MessageChannel(ours, c.FromAgent)
+        self.tell(c.Prepare(preparation=preparation))
         # What it says before it has a run; it moves that to the run's folder. In memory: no disk need have room for it.
         self._log = open(os.memfd_create("ice_notebook agent"), "w+b")  # noqa: SIM115
         with theirs:
@@ -52,10 +54,14 @@ class AgentProcess:
         """Start the process with an end of its socket, and a file for what it says."""
         self._process = _start("agent.main", "agent", self.preparation, sock, log)
 
-    def run(self, plan: p.Plan) -> None:
-        """Have it do a run, whenever it is ready. A dead agent is the affair of whoever follows it."""
+    def tell(self, message: Message) -> None:
+        """Say something to it. A dead agent is the affair of whoever follows it."""
         with contextlib.suppress(OSError):
-            self.channel.send("run", p.encode(plan))
+            self.channel.send(message)
+
+    def run(self, plan: p.Plan) -> None:
+        """Have it do a run, whenever it is ready."""
+        self.tell(c.TakeRun(plan=plan))
 
     def take(self, plan: p.Plan) -> bool:
         """Have an agent that stands by do a run, and return whether it is alive enough to have taken it.
@@ -64,10 +70,10 @@ class AgentProcess:
         """
         until = time.monotonic() + TAKE_WAIT_S
         with contextlib.suppress(EOFError, OSError):
-            self.channel.send("offer", p.encode(plan))
-            while (frame := receive_until(self.channel, until)) is not None:
-                if frame.kind == "taken":
-                    self.channel.send("settled")
+            self.channel.send(c.Offer(plan=plan))
+            while (message := self.channel.receive_until(until)) is not None:
+                if isinstance(message, c.Taken):
+                    self.channel.send(c.Settled())
                     return True
         return False
 
@@ -143,13 +149,13 @@ class ForkedAgent(AgentProcess):
             return False
         self.channel.close()  # whatever it has forked in the last moment meets an end there
         ours, theirs = starting.make_ends()
-        self.channel = Channel(ours)
+        self.channel = MessageChannel(ours, c.FromAgent)
         with theirs:
             note = "fork server not used: it did not answer"
             self._own = _start("agent.main", "agent", self.preparation, theirs.fileno(), self._log.fileno(), note)
-        self.channel.send("prepare", p.encode(self.preparation))
+        self.tell(c.Prepare(preparation=self.preparation))
         if self._plan is not None:
-            self.channel.send("run", p.encode(self._plan))
+            self.tell(c.TakeRun(plan=self._plan))
         return True
 
     def run(self, plan: p.Plan) -> None:
@@ -207,7 +213,7 @@ class ForkServer:
     def __init__(self, preparation: p.Preparation, parent: ForkServer | None = None) -> None:
         self.preparation = preparation
         ours, theirs = starting.make_ends()
-        self._channel = Channel(ours)
+        self._channel: MessageChannel[Any] = MessageChannel(ours, c.FromServer)
         self._lock = threading.RLock()
         self._tickets = 0
         self._pidfds: dict[int, int] = {}
@@ -216,13 +222,14 @@ class ForkServer:
         self.imports = Imports(self._channel)
         self.is_gone = False
         self.refusal = ""  # why what it starts is not forked
+        self._handlers = Handlers({c.ServerReady: self._on_ready, c.Forked: self._on_forked, c.Exited: self._on_exited})
         with theirs:
             if parent is None:
                 process = _start("agent.server", starting.SERVER_NAME, preparation, theirs.fileno(), subprocess.DEVNULL)
                 self._process: Started | ForkedServer = Started(process)
             else:
                 self._process = ForkedServer(parent, preparation, theirs.fileno(), self._channel)
-        self._channel.send("prepare", p.encode(preparation))
+        self._channel.send(c.Prepare(preparation=preparation))
 
     def make_successor(self) -> ForkServer:
         """Return a server that was forked from this one, to import more; this one goes on."""
@@ -237,12 +244,12 @@ class ForkServer:
         """Return a descriptor that is readable when it has something to say."""
         return self._channel.fileno()
 
-    def fork(self, preparation: p.Preparation, sock: int, log: int, kind: str = "fork") -> int:
-        """Have it fork an agent with these descriptors, as soon as it can, or a server (`succeed`); return a number for it."""
+    def fork(self, preparation: p.Preparation, sock: int, log: int, kind: type[c.ForkAgent | c.ForkSuccessor] = c.ForkAgent) -> int:
+        """Have it fork an agent with these descriptors, as soon as it can, or another server; return a number for it."""
         with self._lock:
             self._tickets += 1
             with contextlib.suppress(OSError):  # it is gone, and so is the other end of the agent's socket
-                self._channel.send(kind, p.encode(preparation), ticket=self._tickets)
+                self._channel.send(kind(preparation=preparation, ticket=self._tickets))
                 self._channel.send_descriptors([sock, log])
             return self._tickets
 
@@ -252,10 +259,10 @@ class ForkServer:
             if self.is_gone:
                 return False
             try:
-                frame = receive_until(self._channel, time.monotonic() + timeout_s)
-                while frame is not None:
-                    self._take(frame)
-                    if (frame := receive_until(self._channel, 0.0)) is None:
+                message = self._channel.receive_until(time.monotonic() + timeout_s)
+                while message is not None:
+                    self._handlers.take(message)
+                    if (message := self._channel.receive_until(0.0)) is None:
                         return True
             except (EOFError, OSError):  # ended, or stopped in the middle of a word
                 self.is_gone = True
@@ -277,7 +284,7 @@ class ForkServer:
     def retire(self) -> None:
         """Have it end as soon as it has done what it was asked for so far."""
         with contextlib.suppress(OSError):  # it has ended
-            self._channel.send("quit")
+            self._channel.send(c.Quit())
 
     def has_ended(self) -> bool:
         """Return whether the process is gone."""
@@ -297,15 +304,16 @@ class ForkServer:
         with self._lock:
             self._pidfds.pop(ticket, None)
 
-    def _take(self, frame: Frame) -> None:
-        if frame.kind == "ready":
-            self.readiness = p.decode(frame.body, p.Readiness)
-            self.refusal = frame.fields["refusal"]
-            self.imports.end()
-        elif frame.kind == "forked":
-            (self._pidfds[frame.fields["ticket"]],) = self._channel.receive_descriptors(1, PART_WAIT_S)
-        elif frame.kind == "exited":
-            self._exit_codes[frame.fields["ticket"]] = frame.fields["code"]
+    def _on_ready(self, message: c.ServerReady) -> None:
+        self.readiness = message.readiness
+        self.refusal = message.refusal
+        self.imports.end()
+
+    def _on_forked(self, message: c.Forked) -> None:
+        (self._pidfds[message.ticket],) = self._channel.receive_descriptors(1, PART_WAIT_S)
+
+    def _on_exited(self, message: c.Exited) -> None:
+        self._exit_codes[message.ticket] = message.code
 
 
 class Started:
@@ -327,11 +335,11 @@ class Started:
 class ForkedServer:
     """A fork server that another one forks."""
 
-    def __init__(self, parent: ForkServer, preparation: p.Preparation, sock: int, channel: Channel) -> None:
+    def __init__(self, parent: ForkServer, preparation: p.Preparation, sock: int, channel: MessageChannel[Any]) -> None:
         self._parent = parent
         self._channel = channel
         with open(os.devnull, "wb") as log:
-            self._ticket = parent.fork(preparation, sock, log.fileno(), "succeed")
+            self._ticket = parent.fork(preparation, sock, log.fileno(), c.ForkSuccessor)
 
     @property
     def _pidfd(self) -> int | None:
@@ -357,7 +365,7 @@ class ForkedServer:
 class Imports:
     """What a process of ours that stands by has been asked to import: one package at a time, and for a bounded time."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: MessageChannel[Any]) -> None:
         self._channel = channel
         self._asked: set[str] = set()
         self.package = ""  # that is being imported
@@ -369,7 +377,7 @@ class Imports:
         self.package, self.until = package, time.monotonic() + PRELOAD_S
         self._asked.update(modules)
         with contextlib.suppress(OSError):  # gone: the next look sees it
-            self._channel.send("preload", modules=list(modules))
+            self._channel.send(c.Preload(modules=tuple(modules)))
 
     def end(self) -> None:
         """Take note that it has answered."""
@@ -413,11 +421,6 @@ def how_it_ended(exit_code: int | None, log: Path) -> str:
     if exit_code == os.EX_SOFTWARE:
         return f"{how}, by a fault of ice_notebook{f': {words}' if words else ''} (agent.log in the run folder has all of it)"
     return f"{how}: {words} (agent.log)" if words else how
-
-
-def receive_until(channel: Channel, until: float) -> Frame | None:
-    """Return the next frame, None when it does not begin to come in time. Raises as `Channel.receive`, also when its end does not come."""
-    return channel.receive(PART_WAIT_S) if is_readable_within(channel.fileno(), until - time.monotonic()) else None
 
 
 def _end_child(process: subprocess.Popen[bytes]) -> int | None:

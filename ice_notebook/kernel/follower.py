@@ -20,14 +20,17 @@ from ice_notebook.runs.log_files import read_end
 from ice_notebook.runs.logs import RunLogs
 from ice_notebook.runs.state import RunState
 from ice_notebook.runs.store import RunFolder
+from ice_notebook.wire import control as c
+from ice_notebook.wire import node_messages as m
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Frame
+from ice_notebook.wire.messages import Handlers, Message, pack_message
 
 VIEW_INTERVAL_S = 0.1  # views are told of changes this often in the long run
 # After a pause so many times at once: a launch is half a dozen events in 50 ms, and its first line must not wait behind them.
 VIEW_BURST = 8
 # Views hear of a beginning with what else comes within this time, the first line say: each telling costs processors that ranks are about to use.
 GATHER_S = 0.02
+_OF_NODES = (m.NodeReady, m.StoreMade, m.RoundFailed, m.Done)
 _BEGINNINGS = (p.RunBegun, p.AttemptBegun, p.RankRunning)
 ACKNOWLEDGE_WAIT_S = 1.0  # an agent that does not answer a stop within this time is killed
 EARLY_WAIT_S = 0.2  # the same before the first attempt, when nothing of the user's runs yet: importing torch deafens an agent
@@ -87,6 +90,9 @@ class Followed(Protocol):
     def take_imports(self, modules: list[str]) -> None:
         """Take note of what a rank has imported."""
 
+    def take_message(self, message: c.OfRank) -> None:
+        """Hear what a rank has to say."""
+
     def end(self) -> None:
         """Take note that the run is over and nothing of it is left."""
 
@@ -111,6 +117,18 @@ class Follower(threading.Thread):
         self._woken = threading.Condition(self._lock)
         # As long as there is an agent: what goes on afterwards, for a page that has not confirmed the end, holds no descriptor.
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK) if agent is not None else (-1, -1)
+        self._from_agent = Handlers(
+            {
+                c.Output: self._on_output,
+                c.Progress: lambda message: run.take_progress(message.attempt, message.rank, message.bars),
+                c.Imported: lambda message: run.take_imports(message.modules),
+                c.Happened: self._on_event,
+                c.Stopping: self._on_stopping,
+                c.OfRank: self._on_message_of_rank,
+                # Said before the run has begun, and to the coordinator of a run of several nodes, which is in the agent of this one.
+                **dict.fromkeys([c.Ready, c.Taken, c.Spoiled, *_OF_NODES], lambda _: None),
+            }
+        )
 
     @property
     def views(self) -> list[View]:
@@ -137,24 +155,26 @@ class Follower(threading.Thread):
             self._stop_reason = self._stop_reason or reason
             self._answer_until = time.monotonic() + (ACKNOWLEDGE_WAIT_S if self._run.state.attempts else EARLY_WAIT_S)
             self._wake()
-        with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
-            agent.channel.send("stop", reason=reason, urgent=is_urgent, signal=by)
+        agent.tell(c.Stop(reason=reason, is_urgent=is_urgent, signal=by))
 
     def relay(self, number: int) -> None:
         """Have the agent pass a signal on to ranks that have a handler of their own for it."""
-        with self._lock:
-            agent = self._agent
-        if agent is not None:
-            with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
-                agent.channel.send("signal", number=number)
+        self._tell(c.PassSignal(number=number))
 
     def tell_size(self, columns: int, rows: int) -> None:
         """Have the ranks' terminals get another size."""
+        self._tell(c.Resize(columns=columns, rows=rows))
+
+    def tell_rank(self, rank: int, message: Message) -> None:
+        """Say something to one rank, wherever it is. Nobody on the way need know it."""
+        self._tell(c.ForRank(rank=rank, body=pack_message(message)))
+
+    def _tell(self, message: Message) -> None:
+        """Say something to the agent, if it is still there."""
         with self._lock:
             agent = None if self._wake_writer < 0 else self._agent
         if agent is not None:
-            with contextlib.suppress(OSError):  # the agent is dead, which this thread is about to see
-                agent.channel.send("size", columns=columns, rows=rows)
+            agent.tell(message)
 
     def _wake(self) -> None:
         """Have the thread look again. Called under the lock."""
@@ -239,36 +259,36 @@ class Follower(threading.Thread):
         """Take what the agent says; False when it has ended."""
         assert self._agent is not None
         try:
-            frames = self._agent.channel.receive_ready()
+            messages = self._agent.channel.receive_ready()
         except (EOFError, OSError):
             return False
-        for frame in frames:
-            is_beginning = self._take_frame(frame)
+        for message in messages:
+            is_beginning = bool(self._from_agent.take(message))
             self._news_due = min(self._news_due, time.monotonic() + GATHER_S if is_beginning else 0.0)
-        self._small_reads += sum(len(frame.body) for frame in frames) < LITTLE_BYTES
+        self._small_reads += sum(len(message.body) for message in messages if isinstance(message, c.Output)) < LITTLE_BYTES
         return True
 
-    def _take_frame(self, frame: Frame) -> bool:
-        """Take one thing that the agent says, and return whether it is a beginning."""
-        if frame.kind == "output":
-            attempt, rank, missed = frame.fields["attempt"], frame.fields["rank"], frame.fields["missed"]
-            # The agent's last word on output that it left out comes alone: what follows the gap, a rank's last lines, is in the file.
-            body = frame.body or read_end(self._folder.output_log(attempt, rank), missed)
-            more = {name: frame.fields[name] for name in ("is_kept", "is_stderr") if name in frame.fields}
-            self._run.logs.feed(attempt, rank, body, missed - (len(body) - len(frame.body)), **more)
-        elif frame.kind == "progress":
-            self._run.take_progress(frame.fields["attempt"], frame.fields["rank"], frame.fields["bars"])
-        elif frame.kind == "imported":
-            self._run.take_imports(frame.fields["modules"])
-        elif frame.kind == "event":
-            event = p.decode_event(frame.body)
-            self._run.take_event(event)
-            return isinstance(event, _BEGINNINGS)
-        elif frame.kind == "stopping":
-            # Heard. The ladder has its own times; an agent that overstays them is killed as one that does not answer.
-            with self._lock:
-                self._answer_until = time.monotonic() + self._run.plan.grace + LADDER_WAIT_S
-        return False
+    def _on_output(self, output: c.Output) -> None:
+        # The agent's last word on output that it left out comes alone: what follows the gap, a rank's last lines, is in the file.
+        body = output.body or read_end(self._folder.output_log(output.attempt, output.rank), output.missed)
+        missed = output.missed - (len(body) - len(output.body))
+        self._run.logs.feed(output.attempt, output.rank, body, missed, is_kept=output.is_kept, is_stderr=output.is_stderr)
+
+    def _on_event(self, message: c.Happened) -> bool:
+        """Take an event, and return whether it is a beginning."""
+        self._run.take_event(message.event)
+        return isinstance(message.event, _BEGINNINGS)
+
+    def _on_message_of_rank(self, message: c.OfRank) -> None:
+        try:
+            self._run.take_message(message)
+        except Exception:  # one feature's: the run goes on
+            self._log_fault()
+
+    def _on_stopping(self, _: c.Stopping) -> None:
+        # Heard. The ladder has its own times; an agent that overstays them is killed as one that does not answer.
+        with self._lock:
+            self._answer_until = time.monotonic() + self._run.plan.grace + LADDER_WAIT_S
 
     def _check_answer(self) -> None:
         with self._lock:

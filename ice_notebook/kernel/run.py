@@ -23,6 +23,8 @@ from ice_notebook.runs.state import Phase, RankPhase, RunState, replay
 from ice_notebook.runs.store import RunFolder
 from ice_notebook.values.shared_values import SharedValues
 from ice_notebook.wire import protocol as p
+from ice_notebook.wire.control import OfRank
+from ice_notebook.wire.messages import Handlers, Message
 
 
 class Run:
@@ -47,6 +49,7 @@ class Run:
         self._callbacks: list[Callable[[], None]] = []
         self.imports: dict[str, None] = {}  # installed modules that ranks have imported, in that order
         self._follower: Follower | None = None
+        self._from_ranks = Handlers({})
         self._values = Values(folder)
         self.is_let_go = False
         self._progress: dict[int, tuple[int, list[Any]]] = {}  # attempt and bars by rank
@@ -262,6 +265,19 @@ class Run:
     def take_imports(self, modules: list[str]) -> None:
         """Take note of what a rank has imported: called by the run's thread."""
         self.imports.update(dict.fromkeys(modules))
+
+    def take_message(self, message: OfRank) -> None:
+        """Hear what a rank has to say, by the method that `on` was given for it: called by the run's thread."""
+        self._from_ranks.take_packed(message.body, message.rank)
+
+    def on(self, kind: type[Message], method: Callable[[int, Any], None]) -> None:
+        """Have messages of a kind, which ranks have for whoever controls the run, taken by a method; it gets the rank and the message."""
+        self._from_ranks.on(kind, method)
+
+    def tell_rank(self, rank: int, message: Message) -> None:
+        """Say something to a rank that has begun, on whichever node it is. Its `rank.control` knows what to do with it."""
+        if self._follower is not None:
+            self._follower.tell_rank(rank, message)
 
     def when_done(self, callback: Callable[[], None]) -> None:
         """Have something called, by the run's thread, as soon as the run is over; at once when it is."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.machinery
 import time
 
 from ice_notebook.errors import join
 from ice_notebook.host import inherited, processes
 from ice_notebook.kernel.agents import AgentProcess, Imports
+from ice_notebook.wire import control as c
 from ice_notebook.wire import protocol as p
 from ice_notebook.wire.frames import is_readable_within
 
@@ -59,14 +59,12 @@ class Standby:
         """Have so many of its ranks get ready at the same time; None: all."""
         if self._at_a_time != at_a_time:
             self._at_a_time = at_a_time
-            with contextlib.suppress(OSError):  # gone: the next look sees it
-                self.agent.channel.send("pace", at_a_time=at_a_time)
+            self.agent.tell(c.SetPace(at_a_time=at_a_time))
 
     def add_spares(self, count: int) -> None:
         """Have it get more ranks ready, for a restart of the run that it will do. It can do one meanwhile."""
         self.n_spares = count
-        with contextlib.suppress(OSError):  # gone: the next look sees it
-            self.agent.channel.send("spares", count=count)
+        self.agent.tell(c.AddSpares(count=count))
 
     def look(self) -> None:
         """Take what the agent has said, without waiting."""
@@ -74,11 +72,11 @@ class Standby:
             self.imports = Imports(self.agent.channel)
         try:
             while not self.is_gone and is_readable_within(self.agent.channel.fileno(), 0.0):
-                for frame in self.agent.channel.receive_ready():
-                    if frame.kind == "ready":
-                        self.readiness = p.decode(frame.body, p.Readiness)
+                for message in self.agent.channel.receive_ready():
+                    if isinstance(message, c.Ready):
+                        self.readiness = message.readiness
                         self.imports.end()
-                    elif frame.kind == "spoiled":
+                    elif isinstance(message, c.Spoiled):
                         self.is_spoiled = True
         except (EOFError, OSError):
             self.is_gone = True

@@ -31,7 +31,23 @@ from ice_notebook.runs import exits
 from ice_notebook.runs.exits import INTERRUPTED
 from ice_notebook.wire import exact_json
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.control import (
+    Accepted,
+    Failed,
+    HasHandler,
+    Imported,
+    Loaded,
+    Lost,
+    Place,
+    Preload,
+    Progress,
+    Ready,
+    Returned,
+    Tied,
+    ToRank,
+    Unwound,
+)
+from ice_notebook.wire.messages import Message, MessageChannel
 
 T = TypeVar("T")
 _EXIT_FAILED = 1
@@ -64,29 +80,29 @@ def serve(settings: Settings, own_path: list[str], readiness: p.Readiness | None
     for fd in (settings.socket, settings.asking):
         os.set_inheritable(fd, False)
     os.set_blocking(settings.asking, False)
-    channel = Channel(socket.socket(fileno=settings.socket))
+    channel: MessageChannel[Any] = MessageChannel(socket.socket(fileno=settings.socket), ToRank)
     sys.argv = ["cell"]  # a name that is a path: libraries look for files beside it
     if readiness is None:
-        channel.send("tied")
+        channel.send(Tied())
         readiness = preloading.get_ready(settings.modules)
-    p.get_ready_for(p.Go)
     guards.spare_resource_trackers()
     surroundings.quiet_prompts()
     control = Control(channel)
     control.start()
     try:
-        channel.send("ready", p.encode(readiness))
-        while (frame := channel.receive()).kind == "preload":
-            channel.send("ready", p.encode(preloading.load(frame.fields["modules"])))
+        channel.send(Ready(readiness=readiness))
+        while isinstance(message := channel.receive(), Preload):
+            channel.send(Ready(readiness=preloading.load(message.modules)))
     except (EOFError, OSError):
         os._exit(0)  # not needed after all
-    Rank(channel, control, p.decode(frame.body, p.Go), settings, own_path).run()
+    assert isinstance(message, Place)
+    Rank(channel, control, message.go, settings, own_path).run()
 
 
 class Rank:
     """A rank that knows who it is."""
 
-    def __init__(self, channel: Channel, control: Control, go: p.Go, settings: Settings, own_path: list[str]) -> None:
+    def __init__(self, channel: MessageChannel[Any], control: Control, go: p.Go, settings: Settings, own_path: list[str]) -> None:
         self._channel = channel
         self._control = control
         self._go = go
@@ -105,7 +121,7 @@ class Rank:
             if self._go.script is not None and self._go.script.kind is p.ScriptKind.PROGRAM:
                 self._become(self._go.script)
             signal.signal(signal.SIGINT, self._on_interrupt)
-            self._tell("accepted")  # from here on this process's end is the run's affair, and it may be asked to stop
+            self._tell(Accepted())  # from here on this process's end is the run's affair, and it may be asked to stop
             self._control.listen(self._on_stop)
             code = self._work() if self._go.script is None else self._run_script(self._go.script)
         except BaseException as error:
@@ -113,7 +129,7 @@ class Rank:
             code = self._fail(error)
         signal.signal(signal.SIGINT, self._on_late_interrupt)
         if self._go.script is None or self._go.script.may_stand_by:
-            self._tell("imported", modules=preloading.imported())
+            self._tell(Imported(modules=preloading.imported()))
         self._leaving.leave(code)
 
     def _take_place(self) -> None:
@@ -153,13 +169,13 @@ class Rank:
         self._labels = surroundings.take_sources(go.sources)
         use_device(go.device)
         task = self._load_task()
-        reporter.open(lambda bars: self._tell("progress", bars=bars))
+        reporter.open(lambda bars: self._tell(Progress(bars=list(bars))))
         group = ProcessGroup()
         group.give_way()
         if go.dist_init:
             group.init(go.dist_backend)
         self._control.begun.wait()
-        self._tell("loaded")
+        self._tell(Loaded())
         try:
             value = self._run_users(task.run)
         except SystemExit as error:
@@ -195,7 +211,7 @@ class Rank:
         from ice_notebook.context.script_results import script_result  # noqa: PLC0415
         from ice_notebook.rank import script as scripts  # noqa: PLC0415
 
-        reporter.open(lambda bars: self._tell("progress", bars=bars))
+        reporter.open(lambda bars: self._tell(Progress(bars=list(bars))))
         script_result.open(self._return)
         self._control.begun.wait()
         try:
@@ -228,7 +244,7 @@ class Rank:
 
         guards.leave_terminal(self._settings.terminal)
         faulthandler.disable()
-        self._tell("accepted")
+        self._tell(Accepted())
         self._channel.receive()  # the word to begin
         try:
             scripts.become(script)
@@ -248,16 +264,16 @@ class Rank:
             path = prepared.write_first([Path(result) for result in go.results])
         except PayloadError as error:
             reason = ResultError.cannot_send(go.rank, error.refusal) if error.refusal is not None else error
-            self._tell("value_lost", reason=str(reason))
+            self._tell(Lost(reason=str(reason)))
             self._drop_value_before(None)
             return
         except OSError as error:
-            self._tell("value_lost", reason=str(ResultError.unwritten(go.rank, prepared.size_bytes, error)))
+            self._tell(Lost(reason=str(ResultError.unwritten(go.rank, prepared.size_bytes, error))))
             self._drop_value_before(None)
             return
         type_name, text, html = self._describe(value)
         told = p.Value(path=str(path), size_bytes=prepared.size_bytes, type_name=type_name, text=text, html=html)
-        self._tell("returned", p.encode(told))
+        self._tell(Returned(value=told))
         self._drop_value_before(path)
 
     def _describe(self, value: Any) -> tuple[str, str, str]:
@@ -281,7 +297,7 @@ class Rank:
     def _fail(self, error: BaseException) -> int:
         """Tell how the work ended when it did not return, and return the exit code."""
         if isinstance(error, KeyboardInterrupt) and self._was_asked():
-            self._tell("stopped")
+            self._tell(Unwound())
             return _EXIT_INTERRUPTED
         # The agent ends a failed attempt at once. What is written here, and what a program writes at its end, is what a person looks for, so
         # it is finished first; SIGKILL bounds it.
@@ -301,7 +317,7 @@ class Rank:
         if self._go.script is not None and isinstance(error, SystemExit):
             failure = msgspec.structs.replace(failure, kind="exit", headline=_exit_headline(error, code))
         # Told before anything that takes time: siblings notice the broken connection at once, and the first report counts.
-        self._tell("failed", p.encode(failure))
+        self._tell(Failed(failure=failure))
         with contextlib.suppress(OSError):
             self._print(error, failure)
         self._keep(error, failure)
@@ -338,14 +354,8 @@ class Rank:
         except BaseException:  # an exception that cannot travel: the failure says what it was
             return
 
-    def _tell(self, kind: str, body: bytes = b"", **fields: Any) -> None:
-        # An interrupt in the middle would leave half a frame behind.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with contextlib.suppress(OSError):  # the agent is gone, and this process is about to be
-                self._channel.send(kind, body, **fields)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def _tell(self, message: Message) -> None:
+        self._control.tell(message)
 
     def _on_interrupt(self, _signal: int, _frame: object) -> None:
         if os.getpid() == self._pid:  # a forked child inherits the handler, not the conversation
@@ -376,7 +386,7 @@ class Rank:
         """
         handler = signal.getsignal(signal.SIGINT)
         if handler not in {signal.SIG_IGN, signal.SIG_DFL} and handler != self._on_interrupt:
-            self._tell("answers")
+            self._tell(HasHandler())
 
 
 def _end_child(error: BaseException) -> int:

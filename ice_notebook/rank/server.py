@@ -21,7 +21,8 @@ from ice_notebook.host import forks, title
 from ice_notebook.rank import guards
 from ice_notebook.rank import main as rank
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.control import ForkRank, FromRankServer, RankForked, RankNotForked, ToRankServer
+from ice_notebook.wire.messages import MessageChannel
 
 FORK_WAIT_S = 5.0  # it forks within 20 ms; after so long it is stopped
 _DESCRIPTORS = 5
@@ -41,11 +42,11 @@ class RankServer:
                 guards.die_with_agent(agent_pid)
                 marker.change(name)
                 title.show(title.command_of("server"))
-                _Forks(Channel(theirs), agent_pid, readiness, marker).serve()
+                _Forks(MessageChannel(theirs, ToRankServer), agent_pid, readiness, marker).serve()
             finally:
                 os._exit(1)
         theirs.close()
-        self._channel = Channel(ours)
+        self._channel: MessageChannel[Any] = MessageChannel(ours, FromRankServer)
 
     def fork(self, settings: dict[str, Any], marker: str, descriptors: Sequence[int]) -> int:
         """Return the pid of a new rank, which has got these descriptors: of its sockets, its terminal, and its streams.
@@ -53,15 +54,16 @@ class RankServer:
         Raises:
             OSError: the server is gone, does not answer, or cannot fork.
         """
-        self._channel.send("fork", marker=marker, settings=settings)
+        self._channel.send(ForkRank(marker=marker, settings=settings))
         self._channel.send_descriptors(descriptors)
         try:
-            fields = self._channel.receive(FORK_WAIT_S).fields
+            answer = self._channel.receive(FORK_WAIT_S)
         except EOFError as error:
             raise OSError("the rank server is gone") from error
-        if "error" in fields:
-            raise OSError(fields["error"])
-        return int(fields["pid"])
+        if isinstance(answer, RankNotForked):
+            raise OSError(answer.error)
+        pid: int = answer.pid
+        return pid
 
     def close(self) -> None:
         """End it. What it was asked for and has not done yet does not come any more."""
@@ -74,7 +76,7 @@ class RankServer:
 class _Forks:
     """The server's end."""
 
-    def __init__(self, agent: Channel, agent_pid: int, readiness: p.Readiness, marker: forks.Marker) -> None:
+    def __init__(self, agent: MessageChannel[Any], agent_pid: int, readiness: p.Readiness, marker: forks.Marker) -> None:
         self._agent = agent
         self._agent_pid = agent_pid
         self._readiness = readiness
@@ -83,15 +85,15 @@ class _Forks:
     def serve(self) -> NoReturn:
         while True:
             try:
-                frame = self._agent.receive()
+                asked = self._agent.receive()
                 descriptors = self._agent.receive_descriptors(_DESCRIPTORS)
             except (EOFError, OSError):
                 os._exit(0)
             try:
-                pid = self._fork(frame.fields["settings"], frame.fields["marker"], descriptors)
-                self._agent.send("forked", pid=pid)
+                pid = self._fork(asked.settings, asked.marker, descriptors)
+                self._agent.send(RankForked(pid=pid))
             except OSError as error:
-                self._agent.send("forked", error=str(error))
+                self._agent.send(RankNotForked(error=str(error)))
             for fd in descriptors:
                 os.close(fd)
 

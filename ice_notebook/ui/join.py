@@ -29,10 +29,11 @@ from ice_notebook.kernel.agents import AgentProcess, how_it_ended
 from ice_notebook.runs import store, upkeep
 from ice_notebook.runs.store import RunFolder
 from ice_notebook.values.shared_values import SharedValues
+from ice_notebook.wire import control as c
 from ice_notebook.wire import node_messages as m
 from ice_notebook.wire import protocol as p
 from ice_notebook.wire import tls
-from ice_notebook.wire.frames import Channel, Frame
+from ice_notebook.wire.messages import Handlers, Message, MessageChannel
 from ice_notebook.wire.node_files import PIECE_BYTES, IncomingFile, send_file
 from ice_notebook.wire.token import VARIABLE, Token, parse_token
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         token = _read_token()
         found = None if asked.devices is None else devices.parse_devices(asked.devices)
         stream = tls.connect(host, port, token, timeout_s=asked.connect_timeout)
-        channel = Channel(stream)  # type: ignore[arg-type] # it has what a channel needs of a socket
+        channel: MessageChannel[Any] = MessageChannel(stream, m.ToJoin)  # type: ignore[arg-type] # it has what a channel needs of a socket
         with contextlib.closing(channel), _node(channel, found, asked.nproc_per_node, stream.local_address) as node:
             return node.run()
     except IceNotebookError as error:
@@ -111,7 +112,7 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _node(channel: Channel, asked: devices.Devices | None, n_ranks: int | None, address: str) -> Iterator[Node]:
+def _node(channel: MessageChannel[Any], asked: devices.Devices | None, n_ranks: int | None, address: str) -> Iterator[Node]:
     """Yield this machine as a node with all that its agent needs; nothing of it is left afterwards but its run folder.
 
     Raises:
@@ -119,7 +120,7 @@ def _node(channel: Channel, asked: devices.Devices | None, n_ranks: int | None, 
         DeviceError: this machine does not have the devices.
     """
     try:
-        channel.send(m.MESSAGE, p.encode(m.hello()))
+        channel.send(m.hello())
         theirs = _answer(channel)
         resolved = _resolve(theirs, asked, n_ranks)
         run_id = store.new_run_id()
@@ -139,18 +140,19 @@ def _node(channel: Channel, asked: devices.Devices | None, n_ranks: int | None, 
         finally:
             if shared is not None:
                 shared.discard()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, msgspec.MsgspecError) as error:
         if isinstance(error, IceNotebookError):
             raise
         raise NodeError.broken_off(error) from error
 
 
-def _answer(channel: Channel) -> p.Plan:
-    answer = m.decode(channel.receive().body)
+def _answer(channel: MessageChannel[Any]) -> p.Plan:
+    answer = channel.receive()
     if isinstance(answer, m.Refused):
         raise NodeError.refused(answer.why)
-    plan: p.Plan = answer.plan
-    return plan
+    if not isinstance(answer, m.Welcome):
+        raise msgspec.DecodeError(f"{type(answer).__name__} came in the place of Welcome")
+    return answer.plan
 
 
 def _resolve(theirs: p.Plan, asked: devices.Devices | None, n_ranks: int | None) -> devices.ResolvedDevices:
@@ -165,15 +167,15 @@ def _resolve(theirs: p.Plan, asked: devices.Devices | None, n_ranks: int | None)
     return resolved
 
 
-def _receive_file(channel: Channel, places: Sequence[Path]) -> Path:
+def _receive_file(channel: MessageChannel[Any], places: Sequence[Path]) -> Path:
     incoming: IncomingFile | None = None
     while True:
-        frame = channel.receive()
-        if frame.kind == m.MESSAGE:
-            raise NodeError.refused(m.decode(frame.body).why)
+        piece = channel.receive()
+        if isinstance(piece, m.Refused):
+            raise NodeError.refused(piece.why)
         if incoming is None:
-            incoming = IncomingFile(places, int(frame.fields["size_bytes"]))
-        if incoming.take(frame):
+            incoming = IncomingFile(places, piece.size_bytes)
+        if incoming.take(piece):
             if incoming.error is not None:
                 raise LaunchError.files("The function and its values", incoming.error)
             return incoming.path
@@ -217,7 +219,7 @@ def _make_plan(theirs: p.Plan, resolved: devices.ResolvedDevices, run_id: str, f
 class Node:
     """This machine as a node of a run: passes on what the agent and the first machine say to each other."""
 
-    def __init__(self, channel: Channel, plan: p.Plan, folder: RunFolder) -> None:
+    def __init__(self, channel: MessageChannel[Any], plan: p.Plan, folder: RunFolder) -> None:
         self._channel = channel
         self._plan = plan
         self._folder = folder
@@ -228,11 +230,27 @@ class Node:
         self._agent_has_ended = threading.Event()
         self._is_leaving = False
         self._presses = 0  # of Ctrl-C: a scheduler's second signal is none
+        self._from_agent = Handlers(
+            {
+                c.Output: self._on_output,
+                c.Happened: self._on_event,
+                m.Done: self._files.put,  # the run may end as soon as all are done
+                **dict.fromkeys([c.Progress, c.OfRank, m.NodeReady, m.StoreMade, m.RoundFailed], self._tell),
+                # Of no use to the first machine: what is said before there is a run, what was imported here, that a stop was heard.
+                **dict.fromkeys([c.Ready, c.Taken, c.Spoiled, c.Imported, c.Stopping], lambda _: None),
+            }
+        )
+        self._from_first = Handlers(
+            {
+                c.Stop: lambda stop: self._stop(stop.reason, is_urgent=stop.is_urgent, by=stop.signal),
+                **dict.fromkeys([c.ForRank, m.Round, m.Over, m.Finish], self._tell_agent),
+            }
+        )
 
     def run(self) -> int:
         """Take part to the end. Returns the exit status."""
         plan = self._plan
-        self._channel.send(m.MESSAGE, p.encode(m.Equipped(n_ranks=plan.world_size, devices=plan.devices)))
+        self._channel.send(m.Equipped(n_ranks=plan.world_size, devices=plan.devices))
         self._agent = AgentProcess(p.replace(plan.preparation(), is_at_once=True))
         self._agent.run(plan)
         _say(f"joined {plan.name} with {plan.world_size} rank{'s' * (plan.world_size != 1)} on {plan.devices}; Ctrl-C leaves it")
@@ -265,26 +283,19 @@ class Node:
         """Pass on what the agent says until it has nothing more to say."""
         with contextlib.suppress(EOFError):
             while True:
-                self._pass_on(self._agent.channel.receive())
+                self._from_agent.take_frame(self._agent.channel.receive_frame())
 
-    def _pass_on(self, frame: Frame) -> None:
-        if frame.kind == "output":
-            self._pass_output(frame.fields["attempt"], frame.fields["rank"], frame.fields["missed"], frame.body)
-        elif frame.kind == "event":
-            event = p.decode_event(frame.body)
-            if isinstance(event, p.RunEnded):
-                self._ended = event
-            if isinstance(event, p.RankReturned | p.RankExited):
-                self._files.put(event)  # after its value, or the exception that the rank has left
-            else:
-                self._tell(frame.kind, frame.body)
-        elif frame.kind == m.MESSAGE and isinstance(m.decode(frame.body), m.Done):
-            self._files.put(frame)  # the run may end as soon as all are done
-        elif frame.kind in {m.MESSAGE, "progress"}:
-            self._tell(frame.kind, frame.body, **frame.fields)
+    def _on_event(self, message: c.Happened) -> None:
+        if isinstance(message.event, p.RunEnded):
+            self._ended = message.event
+        if isinstance(message.event, p.RankReturned | p.RankExited):
+            self._files.put(message.event)  # after its value, or the exception that the rank has left
+        else:
+            self._tell(message)
 
-    def _pass_output(self, attempt: int, rank: int, missed: int, output: bytes) -> None:
+    def _on_output(self, output: c.Output) -> None:
         """Send output, after what the agent left out of it because we were slow: the log file has it all."""
+        attempt, rank, missed = output.attempt, output.rank, output.missed
         source = attempt, rank
         if missed:
             with contextlib.suppress(OSError), self._folder.output_log(attempt, rank).open("rb") as log:
@@ -292,51 +303,47 @@ class Node:
                 left = missed
                 while left and (piece := log.read(min(left, PIECE_BYTES))):
                     left -= len(piece)
-                    self._tell("output", piece, attempt=attempt, rank=rank)
-        self._offsets[source] = self._offsets.get(source, 0) + missed + len(output)
-        if output:
-            self._tell("output", output, attempt=attempt, rank=rank)
+                    self._tell(c.Output(attempt=attempt, rank=rank, body=piece))
+        self._offsets[source] = self._offsets.get(source, 0) + missed + len(output.body)
+        if output.body:
+            self._tell(c.Output(attempt=attempt, rank=rank, body=output.body))
 
     def _send_files(self) -> None:
         while (item := self._files.get()) is not None:
-            if isinstance(item, Frame):
-                self._tell(item.kind, item.body)
+            if isinstance(item, Message):
+                self._tell(item)
                 continue
             with contextlib.suppress(OSError, EOFError):  # the first machine is gone, or the rank has left none
                 if isinstance(item, p.RankReturned):
                     self._send_file(Path(item.value.path), item, "value")
                 else:
                     self._send_file(self._folder.exception_file(item.attempt, item.rank), item, "exception")
-            self._tell("event", p.encode(item))
+            self._tell(c.Happened(event=item))
 
     def _send_file(self, path: Path, event: p.RankReturned | p.RankExited, what: str) -> None:
-        send_file(self._channel, path, attempt=event.attempt, rank=event.rank, what=what)
+        send_file(self._channel, path, what, attempt=event.attempt, rank=event.rank)
         path.unlink()  # it is there now
 
-    def _tell(self, kind: str, body: bytes = b"", **fields: Any) -> None:
+    def _tell(self, message: Message) -> None:
         with contextlib.suppress(OSError):  # the first machine is gone, which `_hear_first` sees to
-            self._channel.send(kind, body, **fields)
+            self._channel.send(message)
 
     # ---- the first machine
 
     def _hear_first(self) -> None:
         # What cannot be read is an end as well: a machine that cannot be understood cannot stop this one.
-        with contextlib.suppress(OSError, EOFError, ValueError, KeyError, msgspec.MsgspecError):
+        with contextlib.suppress(OSError, EOFError, ValueError, msgspec.MsgspecError):
             while True:
-                frame = self._channel.receive()
-                if frame.kind == "stop":
-                    by = int(frame.fields.get("signal", signal.SIGINT))
-                    self._stop(frame.fields["reason"], is_urgent=bool(frame.fields.get("urgent")), by=by)
-                elif frame.kind == m.MESSAGE:
-                    with contextlib.suppress(OSError):  # the agent is gone, which the main thread sees to
-                        self._agent.channel.send(frame.kind, frame.body)
+                self._from_first.take_frame(self._channel.receive_frame())
         if self._ended is None:
             self._is_lost = True
             self._stop("the first node is gone", is_urgent=False)
 
+    def _tell_agent(self, message: Message) -> None:
+        self._agent.tell(message)
+
     def _stop(self, reason: str, *, is_urgent: bool, by: int = signal.SIGINT) -> None:
-        with contextlib.suppress(OSError):
-            self._agent.channel.send("stop", reason=reason, urgent=is_urgent, signal=by)
+        self._agent.tell(c.Stop(reason=reason, is_urgent=is_urgent, signal=by))
         threading.Thread(target=self._kill_late, name="ice-late", daemon=True).start()
 
     def _kill_late(self) -> None:
@@ -348,7 +355,7 @@ class Node:
         if not self._is_leaving:
             self._is_leaving = True
             _say("leaving; press Ctrl-C again to kill its ranks" if by == signal.SIGINT else "leaving")
-            self._tell(m.MESSAGE, p.encode(m.Leaving(why="left")))
+            self._tell(m.Leaving(why="left"))
         self._stop("left", is_urgent=self._presses > 1, by=by)
 
     def _say_how_it_ended(self, code: int | None) -> int:

@@ -1,4 +1,4 @@
-"""Length-prefixed frames over a stream socket: a kind with JSON fields, and raw bytes."""
+"""Length-prefixed frames over a stream socket: a head, and raw bytes behind it. What they mean is not known here."""
 
 from __future__ import annotations
 
@@ -9,28 +9,37 @@ import socket
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
-from ice_notebook.wire import exact_json
-
-_HEAD = struct.Struct("!IQ")  # bytes of the header, bytes of the body
+_SIZES = struct.Struct("!IQ")  # bytes of the head, bytes of the body
 _READ_BYTES = 1 << 16
 
 
-@dataclass(frozen=True)
-class Frame:
+class Frame(NamedTuple):
     """What one side said in one go."""
 
-    kind: str
-    fields: dict[str, Any] = field(default_factory=dict)
+    head: bytes
     body: bytes = b""
 
 
-def pack(kind: str, body: bytes | bytearray, fields: dict[str, Any]) -> bytes:
+def pack(head: bytes, body: bytes | bytearray = b"") -> bytes:
     """Return a frame as it travels."""
-    header = exact_json.encode([kind, fields])
-    return b"".join((_HEAD.pack(len(header), len(body)), header, body))
+    return b"".join((_SIZES.pack(len(head), len(body)), head, body))
+
+
+def unpack(packed: bytes) -> Frame:
+    """Return the frame that is all of these bytes.
+
+    Raises:
+        ValueError: they are not one whole frame.
+    """
+    if len(packed) < _SIZES.size:
+        raise ValueError("not a whole frame")
+    head_bytes, body_bytes = _SIZES.unpack_from(packed)
+    if len(packed) != _SIZES.size + head_bytes + body_bytes:
+        raise ValueError("not a whole frame")
+    end = _SIZES.size + head_bytes
+    return Frame(packed[_SIZES.size : end], packed[end:])
 
 
 def is_readable_within(descriptor: int, timeout_s: float) -> bool:
@@ -52,21 +61,17 @@ class Channel:
         """Return the socket's descriptor, -1 once closed: a selector takes the channel as it is."""
         return self._socket.fileno()
 
-    def send(self, kind: str, body: bytes = b"", **fields: Any) -> None:
-        """Send one frame, waiting until the socket has taken it.
+    def send_packed(self, frame: bytes) -> None:
+        """Send a packed frame, or the rest of one, waiting until the socket has taken it.
 
         Raises:
             OSError: the other side is gone.
         """
-        self.send_packed(pack(kind, body, fields))
-
-    def send_packed(self, frame: bytes) -> None:
-        """Send a frame that is packed already, or the rest of one. Raises as `send`."""
         with self._sending:
             self._socket.sendall(frame)
 
     def send_at_once(self, frame: bytes) -> int:
-        """Send as much of a packed frame as the socket takes without waiting, and return how many bytes. Raises as `send`."""
+        """Send as much of a packed frame as the socket takes without waiting, and return how many bytes. Raises as `send_packed`."""
         with self._sending:
             try:
                 return self._socket.send(frame, socket.MSG_DONTWAIT)
@@ -79,7 +84,7 @@ class Channel:
             socket.send_fds(self._socket, [b"!"], list(descriptors))
 
     def receive_descriptors(self, count: int, timeout_s: float | None = None) -> list[int]:
-        """Return the descriptors that a frame, just received with `receive`, has announced. Raises as `receive`."""
+        """Return the descriptors that a frame, just received, has announced. Raises as `receive_frame`."""
         self._wait(timeout_s)
         _, descriptors, _, _ = socket.recv_fds(self._socket, 1, count)
         if len(descriptors) < count:  # its sender died in between
@@ -90,7 +95,7 @@ class Channel:
         """Close this process's copy of the end, in a forked child: the connection is not its own."""
         os.close(self._socket.detach())
 
-    def receive(self, timeout_s: float | None = None) -> Frame:
+    def receive_frame(self, timeout_s: float | None = None) -> Frame:
         """Wait for the next frame and return it.
 
         Not a byte more is taken from the socket: a selector that watches it from then on must see the next frame. `timeout_s` is for each
@@ -105,7 +110,7 @@ class Channel:
             self._read(min(self._missing(), _READ_BYTES))
         return frame
 
-    def receive_ready(self) -> list[Frame]:
+    def receive_ready_frames(self) -> list[Frame]:
         """Read once from a socket that a selector calls readable, and return the frames that are complete now.
 
         Raises:
@@ -123,7 +128,7 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close this end; a thread that waits in `receive` on either side gets its `EOFError`."""
+        """Close this end; a thread that waits in `receive_frame` on either side gets its `EOFError`."""
         # A close alone never reaches the peer while another thread of this process sits in recv().
         self.hang_up()
         self._socket.close()
@@ -143,18 +148,14 @@ class Channel:
 
     def _missing(self) -> int:
         """Return how many bytes are to come before anything more can be said of the next frame."""
-        if len(self._received) < _HEAD.size:
-            return _HEAD.size - len(self._received)
-        header_bytes, body_bytes = _HEAD.unpack_from(self._received)
-        return int(_HEAD.size + header_bytes + body_bytes - len(self._received))
+        if len(self._received) < _SIZES.size:
+            return _SIZES.size - len(self._received)
+        return int(_SIZES.size + sum(_SIZES.unpack_from(self._received)) - len(self._received))
 
     def _take(self) -> Frame | None:
-        if len(self._received) < _HEAD.size or self._missing() > 0:
+        if len(self._received) < _SIZES.size or self._missing() > 0:
             return None
-        header_bytes, body_bytes = _HEAD.unpack_from(self._received)
-        end = _HEAD.size + header_bytes + body_bytes
-        header = bytes(self._received[_HEAD.size : _HEAD.size + header_bytes])
-        body = bytes(self._received[_HEAD.size + header_bytes : end])
+        end = _SIZES.size + sum(_SIZES.unpack_from(self._received))
+        frame = unpack(bytes(self._received[:end]))
         del self._received[:end]
-        kind, fields = exact_json.decode(header, list)
-        return Frame(kind, fields, body)
+        return frame

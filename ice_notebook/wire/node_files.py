@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ice_notebook.values.value_files import PART_SUFFIX, fits_shared_memory
-from ice_notebook.wire.frames import Channel, Frame
+from ice_notebook.wire.messages import MessageChannel
+from ice_notebook.wire.node_messages import Piece
 
-FILE = "file"  # the kind of the frames that hold a piece
-PIECE_BYTES = 1 << 20  # other frames go in between
+PIECE_BYTES = 1 << 20  # other messages go in between
 
 
-def send_file(channel: Channel, path: Path, **fields: object) -> None:
-    """Send a file; `fields` say which one it is.
+def send_file(channel: MessageChannel[Any], path: Path, what: str, *, attempt: int = -1, rank: int = -1) -> None:
+    """Send a file in pieces, which say what it is.
 
     Raises:
         OSError: it cannot be read, or the other side is gone.
@@ -26,7 +27,7 @@ def send_file(channel: Channel, path: Path, **fields: object) -> None:
             if left and not piece:
                 raise EOFError  # it was cut short meanwhile
             left -= len(piece)
-            channel.send(FILE, piece, size_bytes=size_bytes, is_last=not left, **fields)
+            channel.send(Piece(what=what, attempt=attempt, rank=rank, size_bytes=size_bytes, is_last=not left, body=piece))
             if not left:
                 return
 
@@ -42,20 +43,20 @@ class IncomingFile:
         self._part = self.path.with_name(self.path.name + PART_SUFFIX)
         self._file = open(os.open(self._part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600), "wb")  # noqa: SIM115
 
-    def take(self, frame: Frame) -> bool:
+    def take(self, piece: Piece) -> bool:
         """Write a piece, and return whether it was the last: the file is then in its place, unless there is an `error`."""
         try:
             if self.error is None:
-                self._file.write(frame.body)
-            if frame.fields["is_last"]:
+                self._file.write(piece.body)
+            if piece.is_last:
                 self._file.close()
                 if self.error is None:
                     self._part.rename(self.path)
         except OSError as error:
             self.error = error
-        if frame.fields["is_last"] and self.error is not None:
+        if piece.is_last and self.error is not None:
             self.drop()
-        return bool(frame.fields["is_last"])
+        return piece.is_last
 
     def drop(self) -> None:
         """Leave nothing of it."""

@@ -1,26 +1,21 @@
 """What the machines of a run tell each other, once the token is proved, and what an agent and the coordinator do.
 
-Messages are structures in frames. Those of `ToCoordinator` and `ToNode` travel as frames of the kind MESSAGE, also between a node's agent
-and the process that has joined, which passes them on.
+What an agent tells the coordinator, and the other way round, goes by way of the process that has joined, which passes it on.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from ice_notebook._version import __version__
 from ice_notebook.errors.nodes import NodeError
-from ice_notebook.wire import exact_json
 from ice_notebook.wire import protocol as p
-
-MESSAGE = "node"  # the kind of the frames that hold a message of these
-
+from ice_notebook.wire.messages import Bulk, Message
 
 # ---- joining -----------------------------------------------------------------------------------------------------------------------------
 
 
-class Hello(p.Struct, frozen=True, kw_only=True, tag="hello"):
+class Hello(Message, frozen=True, kw_only=True):
     """Who wants to join."""
 
     ours: str  # version of ice_notebook
@@ -29,19 +24,19 @@ class Hello(p.Struct, frozen=True, kw_only=True, tag="hello"):
     host: str
 
 
-class Refused(p.Struct, frozen=True, kw_only=True, tag="refused"):
+class Refused(Message, frozen=True, kw_only=True):
     """It may not join."""
 
     why: str
 
 
-class Welcome(p.Struct, frozen=True, kw_only=True, tag="welcome"):
+class Welcome(Message, frozen=True, kw_only=True):
     """It may: what is to be done. The texts of the cells and the payload follow as files."""
 
     plan: p.Plan  # with paths of the other machine
 
 
-class Equipped(p.Struct, frozen=True, kw_only=True, tag="equipped"):
+class Equipped(Message, frozen=True, kw_only=True):
     """What a node brings along; from here on it counts."""
 
     n_ranks: int
@@ -51,18 +46,18 @@ class Equipped(p.Struct, frozen=True, kw_only=True, tag="equipped"):
 # ---- what a node tells the coordinator ---------------------------------------------------------------------------------------------------
 
 
-class Ready(p.Struct, frozen=True, kw_only=True, tag="ready"):
+class NodeReady(Message, frozen=True, kw_only=True):
     """Its agent could begin a round."""
 
 
-class StoreMade(p.Struct, frozen=True, kw_only=True, tag="store_made"):
+class StoreMade(Message, frozen=True, kw_only=True):
     """The first node has made the store of a round."""
 
     number: int
     port: int
 
 
-class RoundFailed(p.Struct, frozen=True, kw_only=True, tag="round_failed"):
+class RoundFailed(Message, frozen=True, kw_only=True):
     """A rank of it failed: the one that did so first on that node."""
 
     number: int
@@ -71,13 +66,13 @@ class RoundFailed(p.Struct, frozen=True, kw_only=True, tag="round_failed"):
     is_communication: bool
 
 
-class Done(p.Struct, frozen=True, kw_only=True, tag="done"):
+class Done(Message, frozen=True, kw_only=True):
     """All its ranks of a round have returned, and what they returned is on its way before this."""
 
     number: int
 
 
-class Leaving(p.Struct, frozen=True, kw_only=True, tag="leaving"):
+class Leaving(Message, frozen=True, kw_only=True):
     """It will not take part any more."""
 
     why: str
@@ -86,7 +81,7 @@ class Leaving(p.Struct, frozen=True, kw_only=True, tag="leaving"):
 # ---- what a node is told -----------------------------------------------------------------------------------------------------------------
 
 
-class Round(p.Struct, frozen=True, kw_only=True, tag="round"):
+class Round(Message, frozen=True, kw_only=True):
     """A round begins: one start of the worker group on all nodes. Its number is that of the attempt."""
 
     number: int
@@ -97,7 +92,7 @@ class Round(p.Struct, frozen=True, kw_only=True, tag="round"):
     port: int = 0
 
 
-class Over(p.Struct, frozen=True, kw_only=True, tag="over"):
+class Over(Message, frozen=True, kw_only=True):
     """A round is over before its end: another begins, or none."""
 
     number: int
@@ -105,24 +100,24 @@ class Over(p.Struct, frozen=True, kw_only=True, tag="over"):
     why: str = ""
 
 
-class Finish(p.Struct, frozen=True, kw_only=True, tag="finish"):
+class Finish(Message, frozen=True, kw_only=True):
     """All nodes are done with a round."""
 
     number: int
 
 
-_decoder: exact_json.Decoder[Any] = exact_json.Decoder(
-    Hello | Refused | Welcome | Equipped | Ready | StoreMade | RoundFailed | Done | Leaving | Round | Over | Finish
-)
+class Piece(Bulk, frozen=True, kw_only=True):
+    """A piece of a file."""
+
+    what: str  # sources | payload | value | exception
+    attempt: int = -1  # of the rank that has left a value or an exception
+    rank: int = -1
+    size_bytes: int  # of the whole file
+    is_last: bool
 
 
-def decode(body: bytes) -> Any:
-    """Return the message of one frame.
-
-    Raises:
-        msgspec.DecodeError: it is none of these.
-    """
-    return _decoder.decode(body)
+ToJoin = Welcome | Refused | Piece  # what a machine that wants to join is told
+FromJoin = Hello | Equipped
 
 
 # ---- who goes together -------------------------------------------------------------------------------------------------------------------

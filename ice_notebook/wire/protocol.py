@@ -540,12 +540,6 @@ def decode_event(line: bytes) -> Any:
     return _event_decoder.decode(line)
 
 
-def get_ready_for(*kinds: type) -> None:
-    """Do now what the first decoding of each of these structures takes more than the next ones: about a millisecond."""
-    for kind in kinds:
-        exact_json.decoder_of(kind)
-
-
 def decode(line: bytes, kind: type[T]) -> T:
     """Return the structure of one line of JSON, checked against its fields."""
     return exact_json.decode(line, kind)

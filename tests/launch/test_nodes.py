@@ -444,3 +444,46 @@ def test_what_cannot_be_joined_is_told_in_a_sentence(arguments, token, sentence)
     assert done.returncode == 2
     assert sentence.replace("{port}", port) in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+# ---- a message of a feature's own ------------------------------------------------------------------------------------------------------------
+
+
+def conversation() -> tuple[type[Any], type[Any]]:
+    """Return two kinds of messages, which are known at both ends and nowhere between."""
+    from ice_notebook.wire.messages import Message
+
+    class Question(Message, frozen=True, kw_only=True):
+        text: str
+
+    class Answer(Message, frozen=True, kw_only=True):
+        text: str
+
+    return Question, Answer
+
+
+def answer() -> None:
+    import threading
+
+    from ice_notebook.rank import control
+
+    question, its_answer = conversation()
+    rank, was_asked = control.own(), threading.Event()
+    assert rank is not None
+    rank.on(question, lambda asked: (rank.tell_kernel(its_answer(text=asked.text.upper())), was_asked.set()))
+    rank.tell_kernel(its_answer(text="ask"))
+    assert was_asked.wait(HANG_S)
+
+
+def test_a_message_to_one_rank_of_another_node_and_its_answer_need_nothing_on_the_way(start, join):
+    question, its_answer = conversation()
+    said: list[tuple[int, str]] = []
+    run = start(answer, n=1, **BY_VALUE, nnodes=2)
+    run.on(its_answer, lambda rank, heard: said.append((rank, heard.text)))
+    other = join(run)
+    wait_until(lambda: len(said) == 2)
+    for rank in (1, 0):
+        run.tell_rank(rank, question(text=f"rank {rank}?"))
+    assert run.wait(HANG_S), run
+    assert sorted(said) == [(0, "RANK 0?"), (0, "ask"), (1, "RANK 1?"), (1, "ask")]
+    assert other.finish()[0] == 0

@@ -19,10 +19,10 @@ from support import HANG_S, Kernel, left_of, wait_printed, wait_until
 
 from ice_notebook.host import processes
 from ice_notebook.host.inherited import EXPENDABLE
-from ice_notebook.kernel import agents
 from ice_notebook.kernel.planning import make_preparation
 from ice_notebook.kernel.pool import MEMORY_SHARE, RANK_BYTES, Pool, pool
 from ice_notebook.kernel.run import Run
+from ice_notebook.wire.control import Taken
 from ice_notebook.wire.protocol import RankReplaced, RunBegun
 
 START_METHOD = "spawn"  # see conftest.py
@@ -216,20 +216,17 @@ def test_an_agent_that_takes_a_run_too_late_has_not_begun_it(launch, standby, tm
             file.write(os.environ["RANK"])
 
     chosen = standby(1)._sets[0].agent.channel
-    receive_until = agents.receive_until
+    receive_until = chosen.receive_until
 
-    def too_late(channel: Any, until: float) -> Any:
-        if channel is not chosen:
-            return receive_until(channel, until)
-        kinds = []
-        while (frame := receive_until(channel, time.monotonic() + 2)) is not None:
-            kinds.append((frame.kind, frame.body[:30]))
-        assert "taken" in {kind for kind, _ in kinds}
-        assert not (tmp_path / "begun").exists(), kinds
-        return None
+    def too_late(_until: float) -> None:
+        said = []
+        while (message := receive_until(time.monotonic() + 2)) is not None:
+            said.append(message)
+        assert Taken() in said
+        assert not (tmp_path / "begun").exists(), said
 
     with monkeypatch.context() as slow:
-        slow.setattr(agents, "receive_until", too_late)
+        slow.setattr(chosen, "receive_until", too_late)
         run = launch(work, n=1, dist_init="no")
     assert run.phase == "succeeded", run
     assert (tmp_path / "begun").read_text() == "0"

@@ -12,7 +12,8 @@ from histories import plan as make_plan
 
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel, Frame
+from ice_notebook.wire.control import Loaded
+from ice_notebook.wire.frames import Channel, pack
 
 
 @pytest.fixture
@@ -33,10 +34,10 @@ def io(tmp_path):
 def test_the_payload_stays_until_every_rank_has_it_also_those_that_have_no_place_yet(io, tmp_path):
     first, second = (SimpleNamespace(rank=rank, attempt=0, has_loaded=False) for rank in (0, -1))
     io.ranks = [first, second]
-    io._take_frame(first, Frame("loaded"))
+    io._from_rank.take(Loaded(), first)
     assert (tmp_path / "payload").exists()
     second.rank = 1
-    io._take_frame(second, Frame("loaded"))
+    io._from_rank.take(Loaded(), second)
     assert not (tmp_path / "payload").exists()
 
 
@@ -44,7 +45,7 @@ def test_the_payload_stays_as_long_as_the_group_may_be_started_again(io, tmp_pat
     io.is_last_attempt = False
     io.ranks = [SimpleNamespace(rank=rank, attempt=0, has_loaded=False) for rank in (0, 1)]
     for rank in io.ranks:
-        io._take_frame(rank, Frame("loaded"))
+        io._from_rank.take(Loaded(), rank)
     assert (tmp_path / "payload").exists()
 
 
@@ -53,11 +54,12 @@ def test_the_payload_stays_as_long_as_the_group_may_be_started_again(io, tmp_pat
     [
         struct.pack("!IQ", 4, 0) + b"\xff\xff\xff\xff",  # no header
         struct.pack("!IQ", 2, 0) + b"{}",
-        struct.pack("!IQ", 9, 0) + b'["stop"]!',
-        struct.pack("!IQ", 14, 0) + b'["progress",{}]'[:14],
-        struct.pack("!IQ", 15, 0) + b'["progress",{}]',  # not what it must hold
-        struct.pack("!IQ", 13, 3) + b'["failed",{}]' + b"???",
-        struct.pack("!IQ", 15, 2) + b'["returned",{}]' + b"{}",
+        pack(b'{"message":"Tied"}!'),
+        pack(b'{"message":"Progress"'),
+        pack(b'{"message":"Progress"}'),  # not what it must hold
+        pack(b'{"message":"Failed","failure":{}}', b"???"),
+        pack(b'{"message":"Returned","value":{}}', b"{}"),
+        pack(b'{"message":"Begin"}'),  # an agent's word
     ],
 )
 def test_what_user_code_writes_to_its_ranks_socket_ends_the_conversation_and_not_the_agent(io, said, capfd):

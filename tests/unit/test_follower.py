@@ -15,7 +15,7 @@ from ice_notebook.runs.log_files import END_BYTES
 from ice_notebook.runs.logs import RunLogs
 from ice_notebook.runs.store import RunFolder
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Frame
+from ice_notebook.wire.control import Happened, Output
 
 
 def taken_at(pace: Pace, begin: float, end: float, step: float = 0.01) -> list[float]:
@@ -69,7 +69,7 @@ class Told:
 
 
 def output(missed, body=b""):
-    return Frame("output", {"attempt": 0, "rank": 0, "missed": missed}, body)
+    return Output(attempt=0, rank=0, missed=missed, body=body)
 
 
 @pytest.mark.parametrize("n_lines", [10, 20_000])
@@ -81,8 +81,8 @@ def test_a_ranks_last_words_are_shown_although_the_agent_could_not_send_them(tmp
     log.write_bytes(begins + rest)
     run = Heard(folder)
     follower = Follower(run, folder, None)
-    follower._take_frame(output(0, begins))
-    follower._take_frame(output(len(rest)))
+    follower._from_agent.take(output(0, begins))
+    follower._from_agent.take(output(len(rest)))
     assert run.logs.tail(0, 2) == ["a line", "last words"]
     chunks = run.logs.since({}).chunks
     assert chunks[-1].end == n_lines + 3, "all lines are counted"
@@ -99,8 +99,8 @@ def test_a_run_whose_agent_did_not_wait_for_us_ended_as_its_journal_says_with_al
         log.write_text("first line\r\nsecond line\r\nlast words\r\n")
     follower = Follower(run, RunFolder(tmp_path), SimpleNamespace(close=lambda _: 0))
     for event in history.events[:3]:
-        follower._take_frame(Frame("event", {}, p.encode(event)))
-    follower._take_frame(output(0, b"first line\r\nseco"))
+        follower._from_agent.take(Happened(event=event))
+    follower._from_agent.take(output(0, b"first line\r\nseco"))
     follower._close_agent()
     assert (run.done(), run.state) == (True, history.state)
     assert [run.logs.tail(rank, 9) for rank in (0, 1)] == [["first line", "second line", "last words"]] * 2
@@ -124,7 +124,7 @@ def test_views_hear_of_a_beginning_with_the_first_line(tmp_path):
     follower.subscribe(view)
     follower._tell_views()
     assert view.looks == [(0, [])]
-    frames += [Frame("event", {}, p.encode(p.RankRunning(at=1.0, attempt=0, rank=rank))) for rank in range(2)]
+    frames += [Happened(event=p.RankRunning(at=1.0, attempt=0, rank=rank)) for rank in range(2)]
     follower._on_agent()
     follower._on_agent()
     assert 0 < follower._select_timeout() <= GATHER_S
@@ -136,7 +136,7 @@ def test_views_hear_of_a_beginning_with_the_first_line(tmp_path):
     assert follower._select_timeout() == 0
     follower._tell_views()
     assert view.looks == [(0, []), (2, ["a line"])]
-    frames.append(Frame("event", {}, p.encode(p.RankRunning(at=1.0, attempt=0, rank=2))))
+    frames.append(Happened(event=p.RankRunning(at=1.0, attempt=0, rank=2)))
     follower._on_agent()
     follower._news_due = time.monotonic()  # nothing else came
     follower._tell_views()

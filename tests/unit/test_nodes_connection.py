@@ -13,7 +13,7 @@ import pytest
 from ice_notebook.errors.nodes import NodeError
 from ice_notebook.host.listening import listen
 from ice_notebook.wire import tls
-from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.frames import Channel, pack
 from ice_notebook.wire.token import NONCE_BYTES, Token, parse_token
 
 IDENTITY, FINGERPRINT = tls.make_identity()
@@ -100,15 +100,14 @@ def test_frames_of_any_size_go_both_ways_at_once(listening: Listening) -> None:
     def echo() -> None:
         with contextlib.suppress(EOFError, OSError):  # the test ends with either end
             while True:
-                frame = theirs.receive()
-                theirs.send(frame.kind, frame.body, **frame.fields)
+                theirs.send_packed(pack(*theirs.receive_frame()))
 
     threading.Thread(target=echo, daemon=True).start()
-    sender = threading.Thread(target=lambda: [ours.send("piece", body, number=n) for n in range(4)])
+    sender = threading.Thread(target=lambda: [ours.send_packed(pack(b"%d" % n, body)) for n in range(4)])
     sender.start()
     for number in range(4):
-        frame = ours.receive()
-        assert (frame.kind, frame.fields, frame.body == body) == ("piece", {"number": number}, True)
+        frame = ours.receive_frame()
+        assert (frame.head, frame.body == body) == (b"%d" % number, True)
     sender.join()
     ours.close()
     theirs.close()
@@ -118,7 +117,7 @@ def test_the_end_of_a_connection_is_heard(listening: Listening) -> None:
     ours, theirs = Channel(join(listening)), Channel(listening.finish())
     theirs.close()
     with pytest.raises((EOFError, ConnectionError)):
-        ours.receive()
+        ours.receive_frame()
     ours.close()
 
 

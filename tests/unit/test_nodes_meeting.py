@@ -10,6 +10,8 @@ import pytest
 
 from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.wire import node_messages as m
+from ice_notebook.wire.frames import pack
+from ice_notebook.wire.messages import Handlers, pack_message
 
 
 class Agent:
@@ -53,7 +55,7 @@ def test_an_agent_says_that_it_is_ready_and_gets_the_next_round_that_is_not_over
             continue
         agent.meeting.take(message)
     thread.join(5)
-    assert (agent.told, agent.outcome) == ([m.Ready()], [a_round(2)])
+    assert (agent.told, agent.outcome) == ([m.NodeReady()], [a_round(2)])
 
 
 def test_a_stop_ends_the_wait_for_a_round() -> None:
@@ -88,13 +90,11 @@ def test_what_is_told_of_a_round_is_told_once() -> None:
 
 
 def test_every_message_reads_back_and_another_word_is_none() -> None:
-    from ice_notebook.wire import protocol as p
-
     messages = [
         m.hello(),
         m.Refused(why="It is full."),
         m.Equipped(n_ranks=2, devices="cpu:0,1"),
-        m.Ready(),
+        m.NodeReady(),
         m.StoreMade(number=1, port=7),
         m.RoundFailed(number=1, rank=0, headline="x", is_communication=True),
         m.Done(number=1),
@@ -103,6 +103,7 @@ def test_every_message_reads_back_and_another_word_is_none() -> None:
         over(1),
         m.Finish(number=1),
     ]
-    assert [m.decode(p.encode(message)) for message in messages] == messages
+    hears = Handlers({kind: lambda message: message for kind in map(type, messages)})
+    assert [hears.take_packed(pack_message(message)) for message in messages] == messages
     with pytest.raises(msgspec.DecodeError):
-        m.decode(b'{"type":"melted"}')
+        hears.take_packed(pack(b'{"message":"Melted"}'))

@@ -14,8 +14,9 @@ from ice_notebook.kernel import pool as pool_module
 from ice_notebook.kernel.agents import PRELOAD_S, Imports
 from ice_notebook.kernel.pool import QUIET_S, Pool
 from ice_notebook.kernel.standby import Standby
+from ice_notebook.wire import control as c
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.frames import Channel
+from ice_notebook.wire.messages import Message, MessageChannel
 
 PLAN = plan(2)
 
@@ -26,21 +27,26 @@ class PlayedAgent:
     def __init__(self, preparation: p.Preparation) -> None:
         ours, theirs = socket.socketpair()
         self.preparation = preparation
-        self.channel, self._process = Channel(ours), Channel(theirs)
+        self.channel, self._process = MessageChannel(ours, c.FromAgent), MessageChannel(theirs, c.ToAgent)
         self.deadline = None
         self.is_closed = False
 
-    def says(self, kind: str, **readiness) -> None:
-        self._process.send(kind, p.encode(p.Readiness(**{"import_s": 1.0, "environment": (), **readiness})))
+    def tell(self, message: Message) -> None:
+        self.channel.send(message)
 
-    def heard(self) -> list[tuple[str, dict]]:
+    def is_ready(self, **readiness) -> None:
+        self.says(c.Ready(readiness=p.Readiness(**{"import_s": 1.0, "environment": (), **readiness})))
+
+    def says(self, message: Message) -> None:
+        self._process.send(message)
+
+    def heard(self) -> list[Message]:
         """Return what it was told."""
         told = []
         self._process._socket.setblocking(False)
         try:
             while True:
-                frame = self._process.receive()
-                told.append((frame.kind, frame.fields))
+                told.append(self._process.receive())
         except BlockingIOError:
             return told
         finally:
@@ -81,7 +87,7 @@ def made(monkeypatch, clock):
         standby = Standby(PlayedAgent(PLAN.preparation()))
         pool._sets.append(standby)
         if is_ready:
-            standby.agent.says("ready")
+            standby.agent.is_ready()
         return standby
 
     pool.add = add
@@ -99,13 +105,13 @@ def test_a_launch_is_given_a_set_that_waits_and_not_one_that_imports(made):
     assert made._pick(PLAN) == (waiting, "")
     assert made._pick(PLAN) == (None, "what stands by was importing sympy")
     assert made._sets == [busy]
-    busy.agent.says("ready", preloaded={"sympy": 1.0})
+    busy.agent.is_ready(preloaded={"sympy": 1.0})
     assert made._pick(PLAN) == (busy, "")
 
 
 def test_of_sets_that_wait_the_one_that_has_imported_most_is_given(made):
     plain, loaded = made.add(), made.add()
-    loaded.agent.says("ready", preloaded={"sympy": 1.0})
+    loaded.agent.is_ready(preloaded={"sympy": 1.0})
     assert made._pick(PLAN)[0] is loaded
     assert made._pick(PLAN)[0] is plain
 
@@ -120,13 +126,13 @@ def test_a_set_imports_what_runs_have_imported_only_while_another_one_waits(made
     first, second = made.add(), made.add()
     made._step()
     assert (first.imports.package, second.imports.package) == ("", "sympy")
-    assert second.agent.heard() == [("preload", {"modules": ["sympy", "sympy.core"]})]
+    assert second.agent.heard() == [c.Preload(modules=("sympy", "sympy.core"))]
     made._step()
     assert first.imports.package == ""  # one thing at a time
-    second.agent.says("ready", preloaded={"sympy": 1.0})
+    second.agent.is_ready(preloaded={"sympy": 1.0})
     made._step()
     assert second.imports.package == "tqdm"
-    second.agent.says("ready", preloaded={"sympy": 1.0, "tqdm": 0.1})
+    second.agent.is_ready(preloaded={"sympy": 1.0, "tqdm": 0.1})
     made._step()
     assert first.imports.package == "sympy"
 
@@ -159,11 +165,11 @@ def test_a_package_whose_import_does_harm_is_refused_by_name_and_its_set_replace
     if how == "takes for ever":
         clock.at += PRELOAD_S + 0.1
     elif how == "ends its process":
-        harmed.agent.says("spoiled")
+        harmed.agent.says(c.Spoiled())
     elif how == "ends its agent":
         harmed.agent.dies()
     else:
-        harmed.agent.says("ready", refused={"sympy": reason})
+        harmed.agent.is_ready(refused={"sympy": reason})
     made._look()
     assert made._refused == {"sympy": reason}
     assert (made._sets, harmed.agent.is_closed) == ([other], True)
@@ -172,7 +178,7 @@ def test_a_package_whose_import_does_harm_is_refused_by_name_and_its_set_replace
 
 
 def test_sets_that_die_without_importing_anything_are_not_made_again(made):
-    made.add().agent.says("spoiled")
+    made.add().agent.says(c.Spoiled())
     made._look()
     assert (made._sets, made._next, made._refused) == ([], None, {})
 
@@ -219,7 +225,7 @@ def forking(made):
     made._running = [run_that_imported("sympy", "tqdm")]
     for _ in range(2):
         standby = Standby(PlayedAgent(made._server.preparation))
-        standby.agent.says("ready")
+        standby.agent.is_ready()
         made._sets.append(standby)
     return made
 
