@@ -198,7 +198,7 @@ class FakeRun:
     def _stop(self, reason: str) -> None:
         if self.state.phase.is_final:
             return
-        self.state = self.state.apply(p.StopAsked(at=time.time(), reason=reason))
+        self.state = self.state.apply(p.StopAsked(at=time.time(), reason=p.StopReason(reason)))
 
         def end() -> None:
             if reason != "kill":

@@ -39,7 +39,6 @@ libraries.require("torch", local_elastic_agent, "start_processes")
 libraries.require("torch", LocalElasticAgent, "_start_workers", "_rendezvous", "_exit_barrier")
 
 LOST_WAIT_S = 15.0  # word of a node that has lost its power comes after about ten seconds
-TIMEOUT = "timeout"  # the reason of a stop by the clock, as the report knows it
 
 
 class IceAgent(LocalElasticAgent):
@@ -168,7 +167,8 @@ def run_elastic(
         outcome = p.Outcome.FAILED if result is None or result.is_failed() else p.Outcome.SUCCEEDED
     except SignalException:
         assert io.stop is not None
-        outcome, reason = p.Outcome.FAILED if io.stop.reason == TIMEOUT else p.Outcome.STOPPED, io.stop.reason
+        is_late = io.stop.reason is p.StopReason.TIMEOUT
+        outcome, reason = p.Outcome.FAILED if is_late else p.Outcome.STOPPED, io.stop.reason.value
     except RunOverError as error:
         outcome, reason = p.Outcome.FAILED, str(error)
     finally:
@@ -180,6 +180,6 @@ def start_clock(plan: p.Plan, io: AgentIO) -> None:
     """Stop the run when its time is over."""
     if plan.timeout is None:
         return
-    timer = threading.Timer(plan.timeout, io.request_stop, [StopRequest(TIMEOUT)])
+    timer = threading.Timer(plan.timeout, io.request_stop, [StopRequest(p.StopReason.TIMEOUT)])
     timer.daemon = True
     timer.start()

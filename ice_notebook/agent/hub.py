@@ -149,7 +149,7 @@ class Hub:
                 sock.close()
             peers = list(self._peers)
             if not self._coordinator.is_over:  # else they know, and end by themselves, in their own words
-                self._tell_stop("the run has ended")
+                self._tell_stop(p.StopReason.RUN_ENDED)
             condition.notify_all()
             condition.wait_for(lambda: self._io.is_urgent or not self._peers, self._plan.grace + LEAVE_WAIT_S)
             if self._io.is_urgent:
@@ -340,7 +340,7 @@ class Hub:
                 if message.rank in peer.ranks:
                     peer.tell(message)
 
-    def _tell_stop(self, reason: str) -> None:
+    def _tell_stop(self, reason: p.StopReason) -> None:
         by = None if self._io.stop is None else self._io.stop.by
         is_urgent = self._io.is_urgent or (self._io.stop is not None and by is None)
         for peer in self._peers:

@@ -40,7 +40,7 @@ MOST_REPLACEMENTS = 3  # of standby ranks that die: then something is wrong with
 class StopRequest:
     """Why the run is being stopped, and by which signal ranks hear of it first; without one they are terminated at once."""
 
-    reason: str
+    reason: p.StopReason
     by: signal.Signals | None = signal.SIGINT
     grace_s: float | None = None  # None: the plan's
 
@@ -429,7 +429,7 @@ class AgentIO(threading.Thread):
         if not self.has_run:
             self._leave()
         # Attached: without its kernel the run ends, and quickly, because whoever killed the kernel waits for the devices.
-        self.request_stop(StopRequest("kernel gone", by=None, grace_s=1.0))
+        self.request_stop(StopRequest(p.StopReason.KERNEL_GONE, by=None, grace_s=1.0))
 
     def _leave(self, status: int = 0) -> NoReturn:
         """End this process and all that it has started, whatever its main thread does: nobody is left to use it, or it cannot go on."""

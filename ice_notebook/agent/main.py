@@ -143,7 +143,7 @@ class Agent:
             if self._is_elastic:
                 return
         assert self._io.stop is not None
-        threading.Thread(target=self._leave, args=[p.Outcome.STOPPED, self._io.stop.reason, 0], daemon=True).start()
+        threading.Thread(target=self._leave, args=[p.Outcome.STOPPED, self._io.stop.reason.value, 0], daemon=True).start()
 
     def _leave(self, outcome: p.Outcome, reason: str, swept: int) -> NoReturn:
         swept += self._end_everything()
@@ -177,7 +177,7 @@ class Agent:
         if not self._io.has_run:
             os._exit(0)  # its ranks go with it
         # A handler must not take the lock that the interrupted code may hold: a thread does.
-        request = StopRequest("signal", signal.Signals(number))
+        request = StopRequest(p.StopReason.SIGNAL, signal.Signals(number))
         threading.Thread(target=self._io.request_stop, args=[request], daemon=True).start()
 
 

@@ -107,7 +107,7 @@ class Follower(threading.Thread):
         self._agent = agent
         self._lock = threading.Lock()  # guards what other threads bring: views, stops
         self._views: dict[View, float] = {}  # with the time at which each wants to be called again
-        self._stop_reason = ""
+        self._stop_reason: p.StopReason | None = None
         self._answer_until: float | None = None  # by when the agent must have answered, and then ended
         self._news_due = 0.0  # when views are to be told of what is new
         self._small_reads = 0  # of the agent, since the views were told
@@ -146,7 +146,7 @@ class Follower(threading.Thread):
             self._wake()
         return True
 
-    def ask_to_stop(self, reason: str, *, is_urgent: bool, by: int) -> None:
+    def ask_to_stop(self, reason: p.StopReason, *, is_urgent: bool, by: int) -> None:
         """Tell the agent to stop, or, if urgent, to kill. If it does not answer in time it is killed itself."""
         with self._lock:
             if self._agent is None or self._run.state.phase.is_final:
@@ -332,7 +332,7 @@ class Follower(threading.Thread):
     def _end_in_its_place(self, exit_code: int | None) -> None:
         swept = processes.sweep(self._run.plan.marker, looks=3)
         outcome = p.Outcome.STOPPED if self._stop_reason else p.Outcome.FAILED
-        reason = self._stop_reason or how_it_ended(exit_code, self._folder.agent_log)
+        reason = self._stop_reason.value if self._stop_reason else how_it_ended(exit_code, self._folder.agent_log)
         ended = p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept)
         with contextlib.suppress(OSError), self._folder.open_journal() as journal:
             journal.append(ended)

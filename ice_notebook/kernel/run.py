@@ -169,13 +169,13 @@ class Run:
 
     def stop(self) -> None:
         """Have the run stopped in order: ranks are interrupted, and have `grace` seconds for their `finally`. Returns at once."""
-        self.ask_to_stop("stop", is_urgent=False)
+        self.ask_to_stop(p.StopReason.STOP, is_urgent=False)
 
     def kill(self) -> None:
         """Have the run killed at once. Returns at once."""
-        self.ask_to_stop("kill", is_urgent=True)
+        self.ask_to_stop(p.StopReason.KILL, is_urgent=True)
 
-    def ask_to_stop(self, reason: str, *, is_urgent: bool, by: int = signal.SIGINT) -> None:
+    def ask_to_stop(self, reason: p.StopReason, *, is_urgent: bool, by: int = signal.SIGINT) -> None:
         """Stop or kill the run for a reason, which the report tells; any thread may.
 
         `by` is the signal that stops it: ranks with a handler of their own for it get that one.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ice_notebook.errors import format_size, join, printable
 from ice_notebook.runs.safe_html import safe_html
 from ice_notebook.runs.state import Attempt, Phase, RankPhase, RankState, RunState
-from ice_notebook.wire.protocol import Excerpt, Failure, Frame, NodesGathering, Plan, Value, replace
+from ice_notebook.wire.protocol import Excerpt, Failure, Frame, NodesGathering, Plan, StopReason, Value, replace
 from ice_notebook.wire.token import VARIABLE
 
 RANKS_SHOWN = 64
@@ -28,15 +28,18 @@ REPORT_BYTES = 100_000
 VALUE_BYTES = 10_000
 NEWLINE = "\n"  # no backslash in an f-string's expression before Python 3.12
 
-_STOP_WORDS = {
-    "stop": "stopped on request",
-    "kill": "killed on request",
-    "interrupt": "stopped by an interrupt",
-    "timeout": "stopped because its time was over",
-    "terminated": "stopped by a signal to its launcher",
-    "no reader": "stopped because nobody reads its output",
-    "kernel gone": "stopped because the kernel ended",
-    "signal": "stopped because its agent was told to end",
+STOP_WORDS = {
+    StopReason.STOP: "stopped on request",
+    StopReason.KILL: "killed on request",
+    StopReason.INTERRUPT: "stopped by an interrupt",
+    StopReason.TIMEOUT: "stopped because its time was over",
+    StopReason.TERMINATED: "stopped by a signal to its launcher",
+    StopReason.NO_READER: "stopped because nobody reads its output",
+    StopReason.KERNEL_GONE: "stopped because the kernel ended",
+    StopReason.SIGNAL: "stopped by a signal to its agent",
+    StopReason.LEFT: "stopped because this node left the run",
+    StopReason.FIRST_NODE_GONE: "stopped because the first node is gone",
+    StopReason.RUN_ENDED: "stopped because the run ended on the other nodes",
 }
 _ENDED_WELL = "exit code 0"  # of a script that gave no value: a function's rank has one, or the reason why it was lost
 _ESCAPES = re.compile(
@@ -138,10 +141,16 @@ def headline(plan: Plan, state: RunState) -> str:
         # The attempt's failure was settled, and the run ended for a reason of its own: the ranks could not be started again, say.
         is_settled = state.attempt is not None and state.attempt.root is not None
         return failure_sentence(*cause) + (f"; then {plain(state.end_reason)}" if is_settled and state.end_reason else "")
-    if state.stop_reason == "timeout" and plan.timeout is not None:
+    return stop_words(plan, state) or plain(state.end_reason) or f"{state.phase.value}, and no rank said why"
+
+
+def stop_words(plan: Plan, state: RunState) -> str:
+    """Return why a run was stopped: `stopped on request`; nothing when it was not."""
+    # An agent that was stopped before it could say that it is being stopped gives the reason with the run's end.
+    reason = state.stop_reason or next((reason for reason in StopReason if reason.value == state.end_reason), None)
+    if reason is StopReason.TIMEOUT and plan.timeout is not None:
         return f"stopped after timeout={plan.timeout:g} s"
-    words = _STOP_WORDS.get(state.stop_reason) or _STOP_WORDS.get(state.end_reason) or plain(state.end_reason)
-    return words or f"{state.phase.value}, and no rank said why"
+    return STOP_WORDS[reason] if reason is not None else ""
 
 
 def restart_sentences(state: RunState) -> list[str]:
@@ -181,7 +190,12 @@ def plain(text: str) -> str:
 
 def _cause(state: RunState) -> tuple[int, Failure] | None:
     """Return the failure that the run ended by; a run that was stopped, or whose time was over, ended by none."""
-    if state.attempt is None or state.phase is not Phase.FAILED or state.stop_reason == "timeout" or state.attempt.ended_by:
+    if (
+        state.attempt is None
+        or state.phase is not Phase.FAILED
+        or state.stop_reason is StopReason.TIMEOUT
+        or state.attempt.ended_by
+    ):
         return None
     return cause_of(state.attempt)
 

@@ -113,7 +113,7 @@ class RunState:
     ended_at: float | None = None
     agent: Identity | None = None
     start_note: str = ""  # why ranks were not forked although that was asked for
-    stop_reason: str = ""
+    stop_reason: p.StopReason | None = None
     end_reason: str = ""
     meeting: tuple[str, int] | None = None  # address and port where other machines can join
     nodes: Mapping[int, NodeState] = field(default_factory=dict)  # by their number, in the order in which they came

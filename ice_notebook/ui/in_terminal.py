@@ -109,7 +109,7 @@ def _leave_error(run: Run, text: str) -> None:
 
 def status_of_failure(run: Run) -> int:
     """Return the exit status of a run that failed: that of the rank that failed first, where one did."""
-    if run.state.stop_reason == "timeout":
+    if run.state.stop_reason is p.StopReason.TIMEOUT:
         return TIMED_OUT
     first = next(iter(run.failures), None)
     if run.phase is not Phase.FAILED or first is None:

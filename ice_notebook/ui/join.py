@@ -337,12 +337,12 @@ class Node:
                 self._from_first.take_frame(self._channel.receive_frame())
         if self._ended is None:
             self._is_lost = True
-            self._stop("the first node is gone", is_urgent=False)
+            self._stop(p.StopReason.FIRST_NODE_GONE, is_urgent=False)
 
     def _tell_agent(self, message: Message) -> None:
         self._agent.tell(message)
 
-    def _stop(self, reason: str, *, is_urgent: bool, by: int = signal.SIGINT) -> None:
+    def _stop(self, reason: p.StopReason, *, is_urgent: bool, by: int = signal.SIGINT) -> None:
         self._agent.tell(c.Stop(reason=reason, is_urgent=is_urgent, signal=by))
         threading.Thread(target=self._kill_late, name="ice-late", daemon=True).start()
 
@@ -356,7 +356,7 @@ class Node:
             self._is_leaving = True
             _say("leaving; press Ctrl-C again to kill its ranks" if by == signal.SIGINT else "leaving")
             self._tell(m.Leaving(why="left"))
-        self._stop("left", is_urgent=self._presses > 1, by=by)
+        self._stop(p.StopReason.LEFT, is_urgent=self._presses > 1, by=by)
 
     def _say_how_it_ended(self, code: int | None) -> int:
         ended = self._ended

@@ -15,9 +15,9 @@ from ice_notebook.host.interrupts import Interrupts, stopped
 from ice_notebook.kernel.run import Run
 from ice_notebook.runs.state import Phase
 from ice_notebook.ui.outlet import is_same_place
+from ice_notebook.wire.protocol import StopReason
 
 RELAYED = (signal.SIGUSR1, signal.SIGUSR2)  # they mean what a program makes of them
-NO_READER = "no reader"  # why a run is stopped
 _FLUSH_S = 0.1  # a text view prints from the main thread, at most this late
 
 
@@ -137,7 +137,7 @@ def watch(run: Run, view: Any, interrupts: Interrupts) -> None:
         return
     if notebook.has_page():
         notebook.display(run)
-    if run.state.stop_reason == NO_READER and not any(map(_ends, interrupts.arrived)):
+    if run.state.stop_reason is StopReason.NO_READER and not any(map(_ends, interrupts.arrived)):
         raise BrokenPipeError(errno.EPIPE, "nobody reads what the run shows")
     raise run.exception() or stopped("the run was stopped")
 
@@ -146,7 +146,7 @@ def _flush(run: Run, view: Any) -> bool:
     """Print what is new, and return whether there is more. Without a reader the run is stopped, unless it is already."""
     has_more = bool(view.flush(_FLUSH_S))
     if view.has_lost_reader and not run.state.stop_reason:
-        run.ask_to_stop(NO_READER, is_urgent=False)
+        run.ask_to_stop(StopReason.NO_READER, is_urgent=False)
     return has_more
 
 
@@ -172,9 +172,9 @@ def _obey(run: Run, number: int, presses: int) -> None:
         run.relay(number)
     elif number == signal.SIGINT:
         if presses:
-            run.ask_to_stop("interrupt", is_urgent=presses > 1)
+            run.ask_to_stop(StopReason.INTERRUPT, is_urgent=presses > 1)
     else:
-        run.ask_to_stop("terminated", is_urgent=False, by=number)
+        run.ask_to_stop(StopReason.TERMINATED, is_urgent=False, by=number)
 
 
 def _is_echo_of_press(view: Any) -> bool:

@@ -73,7 +73,7 @@ class PassSignal(Message, frozen=True, kw_only=True):
 class Stop(Message, frozen=True, kw_only=True):
     """End the run: ranks hear of it by a signal first. Urgent: kill."""
 
-    reason: str
+    reason: p.StopReason
     is_urgent: bool = False
     signal: int = signal.SIGINT
 

@@ -477,10 +477,29 @@ class RoundEnded(Event, frozen=True, kw_only=True, tag="round_ended"):
     restarting: bool
 
 
+class StopReason(str, enum.Enum):
+    """Why a run is being stopped. `runs.report` has the words for each."""
+
+    STOP = "stop"  # asked for
+    KILL = "kill"  # asked for, at once
+    INTERRUPT = "interrupt"  # of the notebook, or Ctrl-C
+    TERMINATED = "terminated"  # a signal to the launcher
+    NO_READER = "no reader"  # whoever read what it prints is gone
+    TIMEOUT = "timeout"  # its time is over
+    KERNEL_GONE = "kernel gone"
+    SIGNAL = "signal"  # to its agent
+    LEFT = "left"  # this node was told to leave
+    FIRST_NODE_GONE = "the first node is gone"
+    RUN_ENDED = "the run has ended"  # on the other nodes
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class StopAsked(Event, frozen=True, kw_only=True, tag="stop_asked"):
     """The run is being stopped."""
 
-    reason: str  # stop | kill | interrupt | terminated | no reader | timeout | kernel gone | signal
+    reason: StopReason
 
 
 class Outcome(enum.Enum):

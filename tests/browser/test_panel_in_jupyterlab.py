@@ -62,7 +62,7 @@ def test_stop_is_heard_while_the_cell_blocks(live):
     assert time.monotonic() - started < 2
     live.wait_idle()
     assert calls(live) == ("stopped", ["stop"])
-    assert "Stopped: you pressed Stop" in live.output(0).inner_text()
+    assert "Stopped on request." in live.output(0).inner_text()
 
 
 def test_a_second_press_kills_and_a_double_click_does_not(desk):

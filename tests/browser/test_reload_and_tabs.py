@@ -55,7 +55,7 @@ def test_a_run_behind_is_live_in_every_tab_and_after_a_reload_and_stops_from_any
     second.panel(1).wait_phase("stopped")
     first.panel(1).wait_phase("stopped")
     assert first.outputs(2) == ["another cell"]
-    assert first.value("(run.phase.value, run.state.stop_reason)") == ("stopped", "stop")
+    assert first.value("(run.phase.value, run.state.stop_reason.value)") == ("stopped", "stop")
     assert first.interrupts + second.interrupts == []
 
 

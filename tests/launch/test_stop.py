@@ -349,7 +349,7 @@ def work():
     outcome = shared_kernel.finish(cell)
     assert (outcome.error_name, outcome.error) == ("KeyboardInterrupt", "KeyboardInterrupt: the run was stopped")
     assert outcome.text.count("from the agent alone: True") == 2, outcome.text
-    assert shared_kernel.value("(run.phase.value, run.state.stop_reason, kept)") == ("stopped", "interrupt", [1, 2, 3])
+    assert shared_kernel.value("(run.phase.value, run.state.stop_reason.value, kept)") == ("stopped", "interrupt", [1, 2, 3])
     assert shared_kernel.value(look) == handlers
 
     again = shared_kernel.run(LAUNCH + "\n6 * 7")

@@ -99,7 +99,7 @@ class History:
         return self.add(p.AttemptFailed, attempt=self.attempt, root=root, restarting=restarting)
 
     def stop(self, reason: str = "stop") -> History:
-        return self.add(p.StopAsked, reason=reason)
+        return self.add(p.StopAsked, reason=p.StopReason(reason))
 
     def end(self, outcome: p.Outcome = p.Outcome.SUCCEEDED, reason: str = "") -> History:
         return self.add(p.RunEnded, outcome=outcome, reason=reason)

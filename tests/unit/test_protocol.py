@@ -34,7 +34,7 @@ EVENTS = [
     p.NodeLeft(at=1.5, node=1, name="host, 127.0.0.2", reason="was lost"),
     p.NodeRefused(at=1.5, address="127.0.0.3", reason="It is a torchrun."),
     p.RoundEnded(at=1.5, attempt=0, reason="node 1 (host, 127.0.0.2) was lost", restarting=True),
-    p.StopAsked(at=1.5, reason="stop"),
+    p.StopAsked(at=1.5, reason=p.StopReason.STOP),
     p.RunEnded(at=1.5, outcome=p.Outcome.FAILED, reason="the agent died", swept=3),
 ]
 

@@ -8,7 +8,7 @@ import pytest
 from histories import History, broken_connection, identity, killed, plan, raised, succeeded
 
 from ice_notebook.runs import report
-from ice_notebook.runs.report import failure_lines, format_html, format_text
+from ice_notebook.runs.report import STOP_WORDS, failure_lines, format_html, format_text
 from ice_notebook.runs.state import RunState
 from ice_notebook.wire import protocol as p
 
@@ -103,8 +103,8 @@ def test_a_run_that_failed_before_its_ranks_were_started_is_shown() -> None:
         ("kill", "killed on request"),
         ("interrupt", "stopped by an interrupt"),
         ("kernel gone", "stopped because the kernel ended"),
-        ("signal", "stopped because its agent was told to end"),
-        ("a new reason", "stopped, and no rank said why"),
+        ("signal", "stopped by a signal to its agent"),
+        ("left", "stopped because this node left the run"),
     ],
 )
 def test_a_stopped_run_says_who_stopped_it(reason: str, words: str) -> None:
@@ -115,6 +115,11 @@ def test_a_stopped_run_says_who_stopped_it(reason: str, words: str) -> None:
         "rank 0: stopped",
         "rank 1: returned 7",
     ]
+
+
+def test_there_are_words_for_every_reason() -> None:
+    assert set(STOP_WORDS) == set(p.StopReason)
+    assert len(set(STOP_WORDS.values())) == len(STOP_WORDS)
 
 
 def test_how_a_rank_took_being_stopped_does_not_show() -> None:

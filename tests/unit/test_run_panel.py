@@ -463,12 +463,12 @@ def test_a_signal_is_named():
             "restarted",
             "It took 2 attempts. Rank 1 (cpu:1) left after 41 s: ZeroDivisionError: division by zero.",
         ),
-        ([*begun(2), p.StopAsked(at=1.0, reason="stop")], "stopping", "Stopping: ranks have up to 5 s to finish."),
-        ([*begun(2), p.StopAsked(at=1.0, reason="kill")], "stopping", "Stopping: all ranks are being ended now."),
+        ([*begun(2), p.StopAsked(at=1.0, reason=p.StopReason.STOP)], "stopping", "Stopping: ranks have up to 5 s to finish."),
+        ([*begun(2), p.StopAsked(at=1.0, reason=p.StopReason.KILL)], "stopping", "Stopping: all ranks are being ended now."),
         (
-            [*begun(2), p.StopAsked(at=1.0, reason="interrupt"), p.RunEnded(at=2.0, outcome=p.Outcome.STOPPED)],
+            [*begun(2), p.StopAsked(at=1.0, reason=p.StopReason.INTERRUPT), p.RunEnded(at=2.0, outcome=p.Outcome.STOPPED)],
             "stopped",
-            "Stopped: the notebook interrupted it.",
+            "Stopped by an interrupt.",
         ),
         ([*begun(2), p.RunEnded(at=2.0, outcome=p.Outcome.FAILED, reason="the agent died")], "failed", "The agent died."),
         (

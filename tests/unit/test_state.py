@@ -160,7 +160,7 @@ def test_an_event_of_a_rank_or_an_attempt_that_is_not_known_changes_nothing_but_
 def test_after_the_end_nothing_changes() -> None:
     state = succeeded(["1"]).state
     for event in (
-        p.StopAsked(at=9.0, reason="stop"),
+        p.StopAsked(at=9.0, reason=p.StopReason.STOP),
         p.RankFailed(at=9.0, attempt=0, rank=0, failure=killed()),
         p.RunEnded(at=9.0, outcome=p.Outcome.FAILED),
         p.AttemptBegun(at=9.0, attempt=1, restart_count=1, world_size=0, ranks=()),
@@ -232,7 +232,7 @@ def test_states_are_values() -> None:
     first, second = replay(history.events), replay(history.events)
     assert first == second
     assert first is not second
-    assert first != first.apply(p.StopAsked(at=9.0, reason="stop"))
+    assert first != first.apply(p.StopAsked(at=9.0, reason=p.StopReason.STOP))
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.phase = Phase.FAILED  # type: ignore[misc]
     with pytest.raises(TypeError):

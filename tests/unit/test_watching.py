@@ -11,7 +11,7 @@ from histories import History, plan
 
 from ice_notebook.host.interrupts import Interrupts
 from ice_notebook.runs.state import Phase, RunState
-from ice_notebook.ui.watching import NO_READER, watch
+from ice_notebook.ui.watching import watch
 from ice_notebook.wire import protocol as p
 
 INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
@@ -125,7 +125,7 @@ def test_a_reader_that_goes_away_stops_the_run_once_and_in_order() -> None:
     run, view = WaitedRun(), LinesView()
     with pytest.raises(BrokenPipeError):
         watch(run, view, Steps(run, view.lose_reader, bool, bool))
-    assert run.asked == [(NO_READER, False, INT)]
+    assert run.asked == [(p.StopReason.NO_READER, False, INT)]
 
 
 def test_a_reader_that_goes_away_while_the_run_is_stopped_changes_nothing() -> None:
@@ -139,7 +139,7 @@ def test_an_interrupt_behind_a_reader_that_went_away_is_the_first_press() -> Non
     run, view = WaitedRun(), LinesView()
     with pytest.raises(KeyboardInterrupt):
         watch(run, view, Steps(run, view.lose_reader, INT, bool))
-    assert run.asked == [(NO_READER, False, INT), ("interrupt", False, INT)]
+    assert run.asked == [(p.StopReason.NO_READER, False, INT), ("interrupt", False, INT)]
 
 
 def test_a_disk_that_stays_full_is_not_waited_for_and_is_told() -> None:

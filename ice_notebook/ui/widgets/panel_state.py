@@ -17,10 +17,11 @@ from ice_notebook.runs.report import (
     reach_sentence,
     root_of,
     shown_phase,
+    stop_words,
     waiting_sentence,
 )
 from ice_notebook.runs.state import Attempt, Phase, RankPhase, RankState, RunState
-from ice_notebook.wire.protocol import Failure, Plan
+from ice_notebook.wire.protocol import Failure, Plan, StopReason
 
 VALUE_CHARACTERS = 4_000
 VALUES_CHARACTERS = 200_000  # of all ranks together: the snapshot is sent anew at each change, and may be saved in the notebook
@@ -88,9 +89,13 @@ def _banner(plan: Plan, state: RunState) -> dict[str, str] | None:
             "text": (not (attempt and attempt.ended_by) and _why(attempt)) or _sentence(state.end_reason) or "The run failed.",
         }
     if state.phase is Phase.STOPPED:
-        return {"kind": "stopped", "text": f"Stopped: {_REASONS.get(state.stop_reason, state.stop_reason or state.end_reason)}."}
+        return {"kind": "stopped", "text": _sentence(stop_words(plan, state) or state.end_reason or "stopped")}
     if state.phase is Phase.STOPPING:
-        how = "all ranks are being ended now" if state.stop_reason == "kill" else f"ranks have up to {plan.grace:g} s to finish"
+        how = (
+            "all ranks are being ended now"
+            if state.stop_reason is StopReason.KILL
+            else f"ranks have up to {plan.grace:g} s to finish"
+        )
         return {"kind": "stopping", "text": f"Stopping: {how}."}
     if state.phase is Phase.RESTARTING:
         return {"kind": "restarting", "text": f"{_sentence(_left(attempt))} All ranks are started again.".strip()}
@@ -110,17 +115,6 @@ def _banner(plan: Plan, state: RunState) -> dict[str, str] | None:
     if (note := plan.start_note or state.start_note) and not state.phase.is_final:
         return {"kind": "cold", "text": f"Cold start: {note}."}
     return None
-
-
-_REASONS = {
-    "stop": "you pressed Stop",
-    "kill": "you pressed Kill now",
-    "interrupt": "the notebook interrupted it",
-    "timeout": "its time was over",
-    "terminated": "its launcher got a signal",
-    "kernel gone": "its kernel is gone",
-    "signal": "its agent got a signal",
-}
 
 
 def _why(attempt: Attempt | None) -> str:
