@@ -120,8 +120,8 @@ class Follower(threading.Thread):
         self._from_agent = Handlers(
             {
                 c.Output: self._on_output,
-                c.Progress: lambda message: run.take_progress(message.attempt, message.rank, message.bars),
-                c.Imported: lambda message: run.take_imports(message.modules),
+                c.Progress: lambda message: self._run.take_progress(message.attempt, message.rank, message.bars),
+                c.Imported: lambda message: self._run.take_imports(message.modules),
                 c.Happened: self._on_event,
                 c.Stopping: self._on_stopping,
                 c.OfRank: self._on_message_of_rank,

@@ -14,7 +14,7 @@ def train():
 """
 AT_LEISURE = "__import__('ice_notebook.host.cores').host.cores.Leisure.look = lambda _: 1"  # also beside other tests
 # However quick this machine is with an import.
-SAYS_ALL = "__import__('ice_notebook.ui.widgets.panel_state').widgets.panel_state.WORTH_SAYING_S = 0.0"
+SAYS_ALL = "__import__('ice_notebook.ui.widgets.panel_state').ui.widgets.panel_state.WORTH_SAYING_S = 0.0"
 TWO_SETS = "__import__('ice_notebook.kernel.pool').kernel.pool.MOST_SETS = 2"
 IS_READY = "__import__('ice_notebook.kernel.pool').kernel.pool.pool().describe()"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import ice_notebook
 from ice_notebook.host import boot
 
 STDLIB = os.path.dirname(os.__file__)
@@ -67,7 +68,7 @@ def test_a_fresh_interpreter_finds_what_is_pinned_and_then_forgets_it(source, tm
     own = [entry for entry in boot.boot_path(sys.path, "/") if entry.startswith(STDLIB) and "packages" not in entry]
     path = [*own, source, str(tmp_path / "ours"), PACKAGES]
     pins = boot.pinned(path)
-    assert pins.pop("ice_notebook") == os.path.dirname(os.path.dirname(boot.__file__))  # the real one is loaded here
+    assert pins.pop("ice_notebook") == os.path.dirname(os.path.dirname(ice_notebook.__file__))  # the real one is loaded here
     command = boot.command(sys.executable, "shown", path, pins, ["a", "b c"])
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from ice_notebook.runs.report import format_html, format_text
 from ice_notebook.ui.widgets.kernel import sendable
 from ice_notebook.wire import exact_json
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.control import OfRank, Stop
+from ice_notebook.wire.control import NotUnderstood, OfRank
 from ice_notebook.wire.messages import Handlers, pack_message
 
 BYTE = os.fsdecode(b"caf\xe9 \xff")  # what Python makes of a name that is no UTF-8
@@ -136,8 +136,8 @@ def test_a_plan_whose_every_text_is_of_the_operating_system_arrives_as_it_was() 
 
 
 def test_a_message_takes_every_text() -> None:
-    handlers = Handlers({Stop: lambda stop: stop.reason, OfRank: lambda message: message.body})
-    assert handlers.take_packed(pack_message(Stop(reason=BYTE))) == BYTE
+    handlers = Handlers({NotUnderstood: lambda message: message.what, OfRank: lambda message: message.body})
+    assert handlers.take_packed(pack_message(NotUnderstood(what=BYTE))) == BYTE
     assert handlers.take_packed(pack_message(OfRank(attempt=0, rank=0, body=b"\xff"))) == b"\xff"
 
 

@@ -150,7 +150,7 @@ def _own_module(name: str, tmp_path: Path, source: str, monkeypatch: pytest.Monk
     file = tmp_path / f"{name.rpartition('.')[2]}.py"
     module = types.ModuleType(name)
     for owner in (tracebacks, installed):
-        monkeypatch.setattr(owner, "_OWN_FOLDER", f"{tmp_path}/")
+        monkeypatch.setattr(owner, "OWN_FOLDER", f"{tmp_path}/")
     exec(compile(source, str(file), "exec"), module.__dict__)
     return module
 
