@@ -378,7 +378,7 @@ def test_the_page_shows_the_restarts() -> None:
 
 
 def test_a_value_that_draws_itself_as_a_table_stays_one() -> None:
-    table = "<table><tr><td>0.5</td></tr></table>"
+    table = "<table><tbody><tr><td>0.5</td></tr></tbody></table>"
     history = History(1).begin().returns(0, "frame", table, "DataFrame").exits(0).end()
     source = format_html(plan(1), history.state, {})
     assert f"<div>{table}</div>" in source

@@ -24,6 +24,7 @@ SHORT = (
     "tests/unit/test_protocol.py",
     "tests/unit/test_refusals.py",
     "tests/unit/test_run_panel.py",
+    "tests/unit/test_safe_html.py",
     "tests/unit/test_tracebacks.py",
     "tests/launch/test_capture.py",
     "tests/launch/test_restarts.py",
@@ -59,7 +60,7 @@ def test_the_short_suite_passes_with_other_versions(name: str, capsys: pytest.Ca
 
 VERSIONS = """
 from importlib import metadata
-for name in ("anywidget", "cloudpickle", "cryptography", "ipykernel", "ipython", "ipywidgets", "msgspec", "platformdirs", "psutil", "torch"):
+for name in ("anywidget", "cloudpickle", "cryptography", "ipykernel", "ipython", "ipywidgets", "msgspec", "nh3", "platformdirs", "psutil", "torch"):
     print(name, metadata.version(name))
 """
 
@@ -86,7 +87,7 @@ def test_colabs_image_has_what_is_needed_and_pip_would_change_nothing_there():
     }
     needed = {Requirement(each) for each in metadata.requires("ice-notebook") or () if "extra" not in each}
     # The list is of what was installed by name: wcwidth, of any version, comes with IPython's prompt.
-    assert {each.name for each in needed} - set(image) == {"msgspec", "wcwidth"}
+    assert {each.name for each in needed} - set(image) == {"msgspec", "nh3", "wcwidth"}
     assert [each for each in needed if each.name in image and not each.specifier.contains(image[each.name])] == []
 
 
