@@ -24,8 +24,13 @@ def test_a_port_that_is_listened_at_is_not_free_and_its_holder_is_named(address)
 
 def test_a_port_whose_holder_may_not_be_looked_at_has_no_name(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setattr(ports, "_inode", lambda _: "")
-        assert ports.describe_holder(server.getsockname()[1]) == ""
+        port = server.getsockname()[1]
+        with monkeypatch.context() as hidden:
+            seen = [found._replace(pid=None) for found in psutil.net_connections("tcp")]
+            hidden.setattr(psutil, "net_connections", lambda _: seen)
+            assert ports.describe_holder(port) == ""
+        monkeypatch.setattr(psutil, "net_connections", lambda _: (_ for _ in ()).throw(PermissionError()))
+        assert ports.describe_holder(port) == ""
 
 
 def test_an_address_of_another_machine_is_left_to_whoever_takes_it():
