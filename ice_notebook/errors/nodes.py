@@ -22,6 +22,14 @@ class NodeError(IceNotebookError, ConnectionError):
         return cls("There is no token: put the one that the run shows into ICE_NOTEBOOK_TOKEN, or write it to the standard input.")
 
     @classmethod
+    def no_address(cls) -> NodeError:
+        return cls("There is no address of a run: write the one that the run shows, `join HOST:PORT`.")
+
+    @classmethod
+    def more_words(cls, word: str) -> NodeError:
+        return cls(f"{word!r} is a word too many: only options follow HOST:PORT, such as --devices cuda:0.")
+
+    @classmethod
     def unreadable_address(cls, text: str) -> NodeError:
         return cls(f"{text!r} is no address of a run: it is HOST:PORT, as the run shows it, such as 192.168.1.1:29501.")
 

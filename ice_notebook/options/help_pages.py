@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from ice_notebook.errors import options_with_dashes
+from ice_notebook.options.join_options import HEAD, JOIN_TABLE
 from ice_notebook.options.launch_options import TABLE
 from ice_notebook.options.table import Surface
 
@@ -19,6 +20,12 @@ def help_text(surface: Surface, width: int = PAGE) -> str:
         return f"{fill(_HEADS[surface], width)}\n\n{TABLE.help_text(surface, width)}"
     with options_with_dashes():
         return f"{fill(_HEADS[surface], width)}\n\n{TABLE.help_text(surface, width)}"
+
+
+def join_help(width: int) -> str:
+    """Return the help of the join command."""
+    with options_with_dashes():
+        return f"{fill(HEAD, width)}\n\n{JOIN_TABLE.help_text(Surface.CLI, width)}"
 
 
 def fill(text: str, width: int) -> str:

@@ -14,7 +14,8 @@ from typing import NoReturn
 from ice_notebook._version import __version__
 from ice_notebook.errors import IceNotebookError, OptionError, ScriptError, options_with_dashes
 from ice_notebook.host import signals
-from ice_notebook.options.help_pages import columns, fill, help_text
+from ice_notebook.options.help_pages import columns, fill, help_text, join_help
+from ice_notebook.options.join_options import JOIN_TABLE
 from ice_notebook.options.launch_options import TABLE, LaunchOptions
 from ice_notebook.options.line import asks_for_help, read_command, read_environment
 from ice_notebook.options.table import Surface
@@ -75,6 +76,8 @@ def _do(words: Sequence[str]) -> int:
     if words[0] == "--version":
         return _show(f"ice_notebook {__version__}", _OK)
     if words[0] == "join":
+        if asks_for_help(words[1:], JOIN_TABLE, Surface.CLI) or asks_for_help(words[2:], JOIN_TABLE, Surface.CLI):
+            return _show(join_help(_width()), _OK)
         from ice_notebook.ui import join  # noqa: PLC0415 - cryptography is imported for runs on several machines only
 
         _have_interrupts_raise()

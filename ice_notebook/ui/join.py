@@ -6,7 +6,6 @@ on what agent and coordinator say, and streams logs and values to the first mach
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import queue
@@ -21,11 +20,13 @@ import msgspec
 
 from ice_notebook.devices import grammar as devices
 from ice_notebook.devices import machine
-from ice_notebook.errors import IceNotebookError, LaunchError
+from ice_notebook.errors import IceNotebookError, LaunchError, OptionError
 from ice_notebook.errors.nodes import NodeError
 from ice_notebook.host import boot, inherited, processes, starting
 from ice_notebook.kernel import environment, planning
 from ice_notebook.kernel.agents import AgentProcess, how_it_ended
+from ice_notebook.options.join_options import JOIN_TABLE, JoinOptions
+from ice_notebook.options.line import read_command
 from ice_notebook.runs import store, upkeep
 from ice_notebook.runs.store import RunFolder
 from ice_notebook.values.shared_values import SharedValues
@@ -37,23 +38,21 @@ from ice_notebook.wire.messages import Handlers, Message, MessageChannel
 from ice_notebook.wire.node_files import PIECE_BYTES, IncomingFile, send_file
 from ice_notebook.wire.token import VARIABLE, Token, parse_token
 
-CONNECT_S = 60.0  # a run may be about to begin: either machine may be the first
 END_WAIT_S = 3.0  # beyond the ranks' grace, for the agent to end with the connection
 _EXIT_FAILED, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str]) -> int:
     """Join a run, take part to its end, and return the exit status: 0 when the run succeeded."""
-    asked = _parse(argv)
     try:
+        address, asked = _read(argv)
         planning.check_platform()
         upkeep.clean_up()
-        host, port = _read_address(asked.address)
+        host, port = _read_address(address)
         token = _read_token()
-        found = None if asked.devices is None else devices.parse_devices(asked.devices)
         stream = tls.connect(host, port, token, timeout_s=asked.connect_timeout)
         channel: MessageChannel[Any] = MessageChannel(stream, m.ToJoin)  # type: ignore[arg-type] # it has what a channel needs of a socket
-        with contextlib.closing(channel), _node(channel, found, asked.nproc_per_node, stream.local_address) as node:
+        with contextlib.closing(channel), _node(channel, asked, stream.local_address) as node:
             return node.run()
     except IceNotebookError as error:
         _say(str(error))
@@ -62,23 +61,21 @@ def main(argv: Sequence[str]) -> int:
         return _EXIT_INTERRUPTED
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m ice_notebook join",
-        description="Take part in a run that a notebook on another machine has started with nnodes.",
-        epilog=f"The run shows this command. Its token is read from {VARIABLE}, or else from the standard input.",
-    )
-    parser.add_argument("address", metavar="HOST:PORT", help="where the run listens")
-    parser.add_argument("--devices", help="devices of this machine, as in a launch; by default as many as the first machine uses")
-    parser.add_argument("--nproc-per-node", "--nproc_per_node", type=int, metavar="N", help="number of ranks here")
-    parser.add_argument(
-        "--connect-timeout",
-        type=float,
-        default=CONNECT_S,
-        metavar="SECONDS",
-        help=f"how long to try to reach the run ({CONNECT_S:g})",
-    )
-    return parser.parse_args(argv)
+def _read(argv: Sequence[str]) -> tuple[str, JoinOptions]:
+    """Return the address that a command line names, and its options, which may stand on both sides of it.
+
+    Raises:
+        OptionError: it cannot be read.
+    """
+    before, rest = read_command(argv, JOIN_TABLE)
+    after, more = read_command(rest[1:], JOIN_TABLE)
+    if twice := before.keys() & after.keys():
+        raise OptionError.twice(min(twice))
+    if not rest:
+        raise NodeError.no_address()
+    if more:
+        raise NodeError.more_words(more[0])
+    return rest[0], JoinOptions(**before, **after)
 
 
 def _read_address(text: str) -> tuple[str, int]:
@@ -112,7 +109,7 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _node(channel: MessageChannel[Any], asked: devices.Devices | None, n_ranks: int | None, address: str) -> Iterator[Node]:
+def _node(channel: MessageChannel[Any], asked: JoinOptions, address: str) -> Iterator[Node]:
     """Yield this machine as a node with all that its agent needs; nothing of it is left afterwards but its run folder.
 
     Raises:
@@ -122,7 +119,7 @@ def _node(channel: MessageChannel[Any], asked: devices.Devices | None, n_ranks: 
     try:
         channel.send(m.hello())
         theirs = _answer(channel)
-        resolved = _resolve(theirs, asked, n_ranks)
+        resolved = _resolve(theirs, asked)
         run_id = store.new_run_id()
         folder = RunFolder.create(run_id)
         shared = SharedValues.make(run_id)
@@ -155,12 +152,13 @@ def _answer(channel: MessageChannel[Any]) -> p.Plan:
     return answer.plan
 
 
-def _resolve(theirs: p.Plan, asked: devices.Devices | None, n_ranks: int | None) -> devices.ResolvedDevices:
+def _resolve(theirs: p.Plan, asked: JoinOptions) -> devices.ResolvedDevices:
     """Return the devices of this node: those asked for, else as many of the same kind as the first machine uses."""
-    if asked is None:
-        asked, n_ranks = devices.parse_devices(theirs.device_type), n_ranks or len(theirs.ranks)
-    inventory = machine.inventory(look_for_gpus=asked.kind != "cpu")
-    resolved = devices.resolve(asked, inventory, nproc_per_node=n_ranks, dist_backend="auto")
+    chosen, n_ranks = asked.devices, asked.nproc_per_node
+    if chosen is None and not isinstance(n_ranks, str):
+        chosen, n_ranks = devices.parse_devices(theirs.device_type), n_ranks or len(theirs.ranks)
+    inventory = machine.inventory(look_for_gpus=chosen is None or chosen.kind != "cpu")
+    resolved = devices.resolve(chosen, inventory, nproc_per_node=n_ranks, dist_backend="auto")
     wanted = theirs.dist_backend
     if wanted != resolved.dist_backend and "gloo" not in wanted:
         raise NodeError.backend(wanted, resolved.dist_backend)

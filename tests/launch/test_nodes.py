@@ -434,6 +434,15 @@ def test_a_port_that_is_taken_is_named(launch):
         (["127.0.0.1:{port}"], "short", "The token cannot be read: it is one word of 64 letters"),
         (["127.0.0.1:{port}"], "", "There is no token: put the one that the run shows into ICE_NOTEBOOK_TOKEN"),
         (["127.0.0.1:{port}", "--devices", "gpu9"], "A" * 64, "gpu9"),
+        (["--devices", "cpu"], "A" * 64, "There is no address of a run: write the one that the run shows, `join HOST:PORT`."),
+        (["127.0.0.1:{port}", "cpu"], "A" * 64, "'cpu' is a word too many: only options follow HOST:PORT"),
+        (
+            ["127.0.0.1:{port}", "--nproc-per-node", "many"],
+            "A" * 64,
+            "--nproc-per-node='many' cannot be read: allowed is a whole number",
+        ),
+        (["--devices=cpu", "127.0.0.1:{port}", "--devices", "cpu"], "A" * 64, "'--devices' is given twice"),
+        (["127.0.0.1:{port}", "--nproc-per-nod", "gpu", "--connect-timeout=0.1"], "A" * 64, "No run was reached at"),
     ],
 )
 def test_what_cannot_be_joined_is_told_in_a_sentence(arguments, token, sentence):

@@ -87,6 +87,18 @@ def test_the_program_alone_says_how_it_is_used(capsys, monkeypatch, words, statu
     assert max(map(len, out.splitlines())) <= 70, "the longest example"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["10.0.0.1:4000", "-h"], ["--devices", "cpu", "--help"]])
+def test_the_help_of_joining_has_the_options_of_a_node(capsys, words):
+    found, out, err = run(capsys, "join", *words)
+    assert (found, err) == (0, "")
+    assert [line.strip().partition(" ")[0] for line in out.splitlines() if line.startswith("  --")] == [
+        "--devices",
+        "--nproc-per-node",
+        "--connect-timeout",
+    ]
+    assert "N is a whole number from 1 to 1024, auto, cpu or gpu." in " ".join(out.split())
+
+
 def test_the_version_is_said(capsys):
     assert run(capsys, "--version")[:2] == (0, f"ice_notebook {cli.__version__}\n")
 
