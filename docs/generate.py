@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
 from ice_notebook import errors
 from ice_notebook.devices.grammar import FORMS
-from ice_notebook.errors import nodes as node_errors
 from ice_notebook.options.launch_options import LATER, OF_TORCHRUN, TABLE
 from ice_notebook.options.table import EVERYWHERE, Option, Surface
 
@@ -139,9 +139,13 @@ to do. Below, words in {braces} stand for what the sentence names in your case.
 """
 
 
+CONTRACTS = ("base", "options", "devices", "cells", "payloads", "scripts", "launches", "runs", "nodes")
+
+
 def errors_page() -> str:
     """Return `errors.md`."""
-    found = [(module, node) for module in (errors, node_errors) for node in ast.parse(inspect.getsource(module)).body]
+    modules = [importlib.import_module(f"ice_notebook.errors.{contract}") for contract in CONTRACTS]
+    found = [(module, node) for module in modules for node in ast.parse(inspect.getsource(module)).body]
     sections = [
         _error_section(node)
         for module, node in found
