@@ -85,7 +85,7 @@ class RankContext:
             bad = self._send([goes[i] for i in bad], ACCEPT_WAIT_S)
         if bad:
             rank = self._ranks[bad[0]]
-            raise RuntimeError(f"rank {rank.rank} did not take its work: {_how_it_ended(rank)}")
+            raise RuntimeError(f"rank {rank.rank} did not start its work: {_how_it_ended(rank)}")
         for rank in self._ranks:
             rank.tell(Begin())
         self._spares = Spares(io, len(self._ranks))

@@ -15,7 +15,7 @@ class CellError(IceNotebookError, ValueError):
 
     @classmethod
     def empty(cls) -> CellError:
-        return cls("The cell is empty below the magic's line: write the function, or the statements, that every rank is to run.")
+        return cls("The cell is empty below the magic line: write the function or the statements that every rank should run.")
 
     @classmethod
     def cell_magic(cls, name: str) -> CellError:
@@ -61,11 +61,13 @@ class CellError(IceNotebookError, ValueError):
 
     @classmethod
     def not_callable(cls, found: object) -> CellError:
-        return cls(f"A function is launched, and this is {describe_kind(found)}: give the function first, its arguments after it.")
+        return cls(
+            f"Expected a function to launch, got {describe_kind(found)}: pass the function first and its arguments after it."
+        )
 
     @classmethod
     def no_function(cls, name: str, found: object) -> CellError:
-        return cls(f"function={name}: {name!r} is {describe_kind(found)}, and only a function can be launched.")
+        return cls(f"function={name}: {name!r} is {describe_kind(found)}, but only a function can be launched.")
 
     @classmethod
     def not_defined(cls, name: str, known: Iterable[str]) -> CellError:

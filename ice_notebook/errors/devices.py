@@ -20,27 +20,27 @@ class DeviceError(IceNotebookError, ValueError):
     @classmethod
     def empty(cls, text: object) -> DeviceError:
         return cls(
-            f"{written('devices', quote(text))} names no device: allowed are auto, cpu, cuda and lists of them such as cuda:0,1, cuda:* or cpu:0-3."
+            f"{written('devices', quote(text))} is not a device: expected auto, cpu, cuda or a list of them such as cuda:0,1, cuda:* or cpu:0-3."
         )
 
     @classmethod
     def unknown_kind(cls, text: str, kind: str, kinds: Sequence[str]) -> DeviceError:
         meant = {"gpu": "cuda", "free": "cuda:free"}.get(kind.lower())
         hint = f" Did you mean {meant!r}?" if meant else suggest(kind, kinds)
-        return cls(f"{written('devices', quote(text))}: {quote(kind)} is no kind of device; the kinds are {join(kinds)}.{hint}")
+        return cls(f"{written('devices', quote(text))}: {quote(kind)} is not a device type; the types are {join(kinds)}.{hint}")
 
     @classmethod
     def number_alone(cls, text: object) -> DeviceError:
         return cls(
             f"{written('devices', text)} could be a device or a count: write {written('devices', f'cuda:{text}')} for that GPU, or "
-            f"{written('nproc_per_node', text)} for so many ranks."
+            f"{written('nproc_per_node', text)} for that many ranks."
         )
 
     @classmethod
     def unreadable_entry(cls, text: str, entry: str) -> DeviceError:
         found = f"{quote(entry)} is not a device" if entry else "a device is missing beside a comma or colon"
         return cls(
-            f"{written('devices', quote(text))}: {found}; allowed are numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs (GPU-…, MIG-…), "
+            f"{written('devices', quote(text))}: {found}; expected numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs (GPU-…, MIG-…), "
             "free and free:2."
         )
 
@@ -60,7 +60,9 @@ class DeviceError(IceNotebookError, ValueError):
 
     @classmethod
     def free_of_kind(cls, text: str) -> DeviceError:
-        return cls(f"{written('devices', quote(text))}: only of GPUs is it known who uses them; write cuda:free or cuda:free:2.")
+        return cls(
+            f"{written('devices', quote(text))}: free works only with cuda, because only GPUs report which processes use them; write cuda:free or cuda:free:2."
+        )
 
     @classmethod
     def not_free(cls, text: str, n_free: int, n_visible: int, holders: Sequence[str]) -> DeviceError:
@@ -68,14 +70,14 @@ class DeviceError(IceNotebookError, ValueError):
         who = (
             f"In use are {'; '.join(holders)}. Name GPUs to share them, or launch again later."
             if holders
-            else "Name at most so many."
+            else "Ask for at most that many."
         )
         return cls(f"{written('devices', quote(text))}: of the {n_visible} GPUs that are visible here {count} free. {who}")
 
     @classmethod
     def nothing_picked(cls, picker: object) -> DeviceError:
         return cls(
-            f"{written('devices', quote(picker))}: nothing is picked in it. Tick a device, or give a number of ranks on the CPU."
+            f"{written('devices', quote(picker))}: nothing is selected in it. Tick a device, or give a number of ranks on the CPU."
         )
 
     @classmethod
@@ -99,7 +101,7 @@ class DeviceError(IceNotebookError, ValueError):
     @classmethod
     def not_devices(cls, value: object) -> DeviceError:
         return cls(
-            f"{written('devices', quote(value))} is {type(value).__name__!r}: allowed are a text such as 'cuda:0,1', a list of GPU numbers or of texts, "
+            f"{written('devices', quote(value))} is {type(value).__name__!r}: expected a string such as 'cuda:0,1', a list of GPU numbers or of strings, "
             "a torch.device, and an object that has `devices`."
         )
 
@@ -111,7 +113,7 @@ class DeviceError(IceNotebookError, ValueError):
 
     @classmethod
     def absent(cls, text: str, device: str, available: str) -> DeviceError:
-        return cls(f"{written('devices', quote(text))}: {device} is not here; visible here: {available}.")
+        return cls(f"{written('devices', quote(text))}: {device} does not exist here; visible here: {available}.")
 
     @classmethod
     def ambiguous(cls, text: str, uuid: str, matches: Sequence[str]) -> DeviceError:

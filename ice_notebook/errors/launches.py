@@ -94,7 +94,7 @@ class LaunchError(IceNotebookError, RuntimeError):
 
     @classmethod
     def interpreter(cls, path: str) -> LaunchError:
-        return cls(f"sys.executable is {path!r}, which is no interpreter that the ranks could be started with.")
+        return cls(f"sys.executable is {path!r}, which is not an interpreter that can start ranks.")
 
 
 class LauncherValueError(IceNotebookError, TypeError):

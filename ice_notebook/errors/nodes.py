@@ -19,7 +19,7 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def no_token(cls) -> NodeError:
-        return cls("There is no token: put the one that the run shows into ICE_NOTEBOOK_TOKEN, or write it to the standard input.")
+        return cls("There is no token: put the one that the run shows into ICE_NOTEBOOK_TOKEN, or send it to standard input.")
 
     @classmethod
     def no_address(cls) -> NodeError:
@@ -31,7 +31,7 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def unreadable_address(cls, text: str) -> NodeError:
-        return cls(f"{text!r} is no address of a run: it is HOST:PORT, as the run shows it, such as 192.168.1.1:29501.")
+        return cls(f"{text!r} is not the address of a run: expected HOST:PORT, as the run shows it, such as 192.168.1.1:29501.")
 
     @classmethod
     def unknown_host(cls, host: str, error: OSError) -> NodeError:
@@ -47,19 +47,19 @@ class NodeError(IceNotebookError, ConnectionError):
     @classmethod
     def no_run(cls, where: str) -> NodeError:
         return cls(
-            f"What listens at {where} is no run of ice_notebook. A torchrun there cannot be joined: nodes join a run that a notebook has "
+            f"What listens at {where} is not an ice_notebook run. A torchrun there cannot be joined: nodes join a run that a notebook has "
             "started, with the command that it shows."
         )
 
     @classmethod
     def other_run(cls, where: str) -> NodeError:
         return cls(
-            f"The run at {where} is not the one that the token is of. Each run has a token of its own: copy its command again."
+            f"The run at {where} is not the one that this token belongs to. Every run has its own token: copy the join command again."
         )
 
     @classmethod
     def token_refused(cls, where: str) -> NodeError:
-        return cls(f"The run at {where} does not accept the token. Each run has a token of its own: copy its command again.")
+        return cls(f"The run at {where} does not accept the token. Every run has its own token: copy the join command again.")
 
     @classmethod
     def other_version(cls, where: str) -> NodeError:
@@ -71,7 +71,7 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def no_proof(cls, error: BaseException) -> NodeError:
-        return cls(f"It broke off before it had proved the run's token: {error or type(error).__name__}.")
+        return cls(f"The connection closed before it had proved the run's token: {error or type(error).__name__}.")
 
     @classmethod
     def torchrun(cls) -> NodeError:
@@ -87,7 +87,7 @@ class NodeError(IceNotebookError, ConnectionError):
 
     @classmethod
     def full(cls, most: int) -> NodeError:
-        return cls(f"The run has all the {most} nodes that it may have.")
+        return cls(f"The run already has {most} nodes, the most it allows.")
 
     @classmethod
     def over(cls) -> NodeError:
@@ -157,7 +157,7 @@ class NodeError(IceNotebookError, ConnectionError):
     @classmethod
     def torchrun_listens(cls, where: str) -> NodeError:
         return cls(
-            f"What listens at {where} is no node of ice_notebook, but a torchrun or another store of torch's. Start every node with "
+            f"What listens at {where} is not an ice_notebook node, but a torchrun or another store of torch's. Start every node with "
             "ice_notebook launch, or every node with torchrun."
         )
 

@@ -39,7 +39,7 @@ class OptionError(IceNotebookError, ValueError):
 
     @classmethod
     def invalid(cls, name: str, found: object, allowed: str) -> OptionError:
-        return cls(f"{written(name, quote(found))} cannot be read: allowed is {allowed}.")
+        return cls(f"{written(name, quote(found))} is not valid: expected {allowed}.")
 
     @classmethod
     def refused(cls, name: str, found: object, why: str) -> OptionError:

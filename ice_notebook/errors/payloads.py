@@ -74,7 +74,7 @@ class ResultError(IceNotebookError, RuntimeError):
 
     @classmethod
     def no_result(cls, rank: int) -> ResultError:
-        return cls(f"The script of rank {rank} gave no value: it gives one with ice_notebook.set_result(value).")
+        return cls(f"The script of rank {rank} returned no value: a script returns one with ice_notebook.set_result(value).")
 
     @classmethod
     def not_kept(cls, rank: int) -> ResultError:
@@ -102,7 +102,7 @@ class ResultError(IceNotebookError, RuntimeError):
     @classmethod
     def foreign(cls, path: object, why: str) -> ResultError:
         return cls(
-            f"{path} is not loaded: {why}. It holds a pickle, which runs code of whoever wrote it when it is loaded. If you trust them, copy the "
+            f"{path} is not loaded: {why}. It holds a pickle, and loading one runs code of whoever wrote it. If you trust them, copy the "
             "run folder, and open the copy."
         )
 

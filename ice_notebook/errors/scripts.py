@@ -15,7 +15,7 @@ class ScriptError(IceNotebookError, ValueError):
 
     @classmethod
     def none(cls, what: str) -> ScriptError:
-        return cls(f"Nothing to launch is named: {what}.")
+        return cls(f"There is nothing to launch: {what}.")
 
     @classmethod
     def missing(cls, path: str, folder: str, known: Iterable[str]) -> ScriptError:
@@ -34,11 +34,11 @@ class ScriptError(IceNotebookError, ValueError):
 
     @classmethod
     def no_main(cls, path: str) -> ScriptError:
-        return cls(f"{path!r} has no __main__.py: a folder or an archive is launched by that file. Name a script in it.")
+        return cls(f"{path!r} has no __main__.py, by which a folder or an archive is launched. Name a script in it.")
 
     @classmethod
     def not_absolute(cls, path: str) -> ScriptError:
-        return cls(f"{written('run_path')} takes an absolute path, and {path!r} is none; without it a relative one is as good.")
+        return cls(f"{written('run_path')} requires an absolute path, got {path!r}; leave it out to use a relative one.")
 
     @classmethod
     def not_python(cls, path: str, why: str) -> ScriptError:
@@ -51,7 +51,7 @@ class ScriptError(IceNotebookError, ValueError):
     @classmethod
     def syntax(cls, path: str, error: SyntaxError) -> ScriptError:
         where = f" in line {error.lineno}" if error.lineno else ""
-        made = cls(f"The script {path!r} is not right{where}: {error.msg}.")
+        made = cls(f"The script {path!r} has a syntax error{where}: {error.msg}.")
         made.excerpt = excerpt_of_syntax_error(error)
         return made
 
@@ -61,7 +61,7 @@ class ScriptError(IceNotebookError, ValueError):
 
     @classmethod
     def module_is_path(cls, name: str) -> ScriptError:
-        return cls(f"-m takes the name of a module, and {name!r} is a path: leave -m out, or write it with dots and without .py.")
+        return cls(f"-m expects the name of a module, but {name!r} is a path: leave -m out, or write it with dots and without .py.")
 
     @classmethod
     def no_program(cls, name: str, why: str) -> ScriptError:
@@ -70,7 +70,7 @@ class ScriptError(IceNotebookError, ValueError):
     @classmethod
     def function_arguments(cls, name: str, found: str) -> ScriptError:
         return cls(
-            f"{name!r} is a function of this notebook, and {found!r} stands behind it: give its arguments as args=(…) or kwargs={{…}}."
+            f"{name!r} is a function of this notebook, but {found!r} follows it: give its arguments as args=(…) or kwargs={{…}}."
         )
 
     @classmethod

@@ -33,7 +33,7 @@ class Run:
     Its text and HTML form is the report. The objects are made by the launcher, or by `Run.open` from a folder.
     """
 
-    _ice_refused = "a Run, a handle on processes of this notebook"
+    _ice_refused = "a Run, which controls processes of this notebook"
 
     def __init__(self, plan: p.Plan, folder: RunFolder, *, owner: Lock | None = None, shared: SharedValues | None = None) -> None:
         self.plan = plan

@@ -32,7 +32,7 @@ STOP_WORDS = {
     StopReason.STOP: "stopped on request",
     StopReason.KILL: "killed on request",
     StopReason.INTERRUPT: "stopped by an interrupt",
-    StopReason.TIMEOUT: "stopped because its time was over",
+    StopReason.TIMEOUT: "stopped by its timeout",
     StopReason.TERMINATED: "stopped by a signal to its launcher",
     StopReason.NO_READER: "stopped because nobody reads its output",
     StopReason.KERNEL_GONE: "stopped because the kernel ended",
@@ -141,7 +141,7 @@ def headline(plan: Plan, state: RunState) -> str:
         # The attempt's failure was settled, and the run ended for a reason of its own: the ranks could not be started again, say.
         is_settled = state.attempt is not None and state.attempt.root is not None
         return failure_sentence(*cause) + (f"; then {plain(state.end_reason)}" if is_settled and state.end_reason else "")
-    return stop_words(plan, state) or plain(state.end_reason) or f"{state.phase.value}, and no rank said why"
+    return stop_words(plan, state) or plain(state.end_reason) or f"{state.phase.value}, and no rank reported a reason"
 
 
 def stop_words(plan: Plan, state: RunState) -> str:
@@ -399,7 +399,7 @@ def format_html(plan: Plan, state: RunState, tails: Mapping[int, Sequence[str]])
         parts += _within(_tail_html(state, tails), _TAIL_BYTES)
     else:
         parts.append(
-            '<div class="ice-quiet">It had not ended when this was drawn; the run shows itself again in any later cell.</div>'
+            '<div class="ice-quiet">The run was still going on when this was drawn; the run shows itself again in any later cell.</div>'
         )
     return f'<div class="ice-report">{"".join(parts)}</div>'
 

@@ -364,7 +364,7 @@ class RankRunning(Event, frozen=True, kw_only=True, tag="rank_running"):
 
 
 class RankReplaced(Event, frozen=True, kw_only=True, tag="rank_replaced"):
-    """A standby process did not take its work, and another one has its place."""
+    """A standby process did not start its work, and another one has its place."""
 
     attempt: int
     rank: int

@@ -11,7 +11,7 @@ import pytest
 from support import Kernel
 
 EMPTY = r"The cell is empty below the magic's line: write the function, or the statements, that every rank is to run\."
-LISTS = r"allowed are numbers \(0\), ranges \(0-2\), \* for all and, after cuda:, UUIDs \(GPU-…, MIG-…\), free and free:2\."
+LISTS = r"expected numbers \(0\), ranges \(0-2\), \* for all and, after cuda:, UUIDs \(GPU-…, MIG-…\), free and free:2\."
 NO_CUDA = r"no CUDA device can be used here, because .*\. Use devices=cpu for ranks on the CPU\."
 
 REFUSED = [
@@ -27,7 +27,7 @@ REFUSED = [
         "devices=cpu max_restarts=-1",
         "1",
         "OptionError",
-        r"max_restarts='-1' cannot be read: allowed is a whole number of 0 or more\.",
+        r"max_restarts='-1' is not valid: expected a whole number of 0 or more\.",
     ),
     (
         "devices=cpu max_restarts",
@@ -35,13 +35,13 @@ REFUSED = [
         "OptionError",
         r"'max_restarts' needs a value: max_restarts=VALUE, where VALUE is a whole number of 0 or more\.",
     ),
-    ("devices=cpu grace=-1", "1", "OptionError", r"grace='-1' cannot be read: allowed is a number of seconds, 0 or more\."),
-    ("devices=cpu timeout=0", "1", "OptionError", r"timeout='0' cannot be read: allowed is a number of seconds above 0\."),
+    ("devices=cpu grace=-1", "1", "OptionError", r"grace='-1' is not valid: expected a number of seconds, 0 or more\."),
+    ("devices=cpu timeout=0", "1", "OptionError", r"timeout='0' is not valid: expected a number of seconds above 0\."),
     (
         "devices=cpu redirects=9",
         "1",
         "OptionError",
-        r"redirects='9' cannot be read: allowed is 0 \(none\), 1 \(stdout\), 2 \(stderr\) or 3 \(both\), .*\.",
+        r"redirects='9' is not valid: expected 0 \(none\), 1 \(stdout\), 2 \(stderr\) or 3 \(both\), .*\.",
     ),
     ("devices=cpu devices=cpu:0", "1", "OptionError", r"'devices' is given twice; give it once\."),
     (
@@ -88,10 +88,10 @@ REFUSED = [
         "devices=cudabanana",
         "1",
         "DeviceError",
-        r"devices='cudabanana': 'cudabanana' is no kind of device; the kinds are auto, cpu and cuda\. No variable .*\.",
+        r"devices='cudabanana': 'cudabanana' is not a device type; the types are auto, cpu and cuda\. No variable .*\.",
     ),
-    ("devices=", "1", "DeviceError", r"devices='' names no device: allowed are auto, cpu, cuda and lists of them such as .*\."),
-    ('devices=""', "1", "DeviceError", r"devices='' names no device: allowed are auto, cpu, cuda and lists of them such as .*\."),
+    ("devices=", "1", "DeviceError", r"devices='' is not a device: expected auto, cpu, cuda or a list of them such as .*\."),
+    ('devices=""', "1", "DeviceError", r"devices='' is not a device: expected auto, cpu, cuda or a list of them such as .*\."),
     ("devices=cuda:0,", "1", "DeviceError", rf"devices='cuda:0,': a device is missing beside a comma or colon; {LISTS}"),
     ("devices=cuda:2-1", "1", "DeviceError", r"devices='cuda:2-1': the range 2-1 runs backwards; write 1-2\."),
     ("devices=cuda:0;1", "1", "DeviceError", rf"devices='cuda:0;1': '0;1' is not a device; {LISTS}"),

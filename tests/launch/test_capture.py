@@ -75,7 +75,7 @@ def test_an_instance_of_a_cells_class_comes_back_as_one_of_the_notebooks_class(c
         ("None", "handle", "is an open file. Open it in the function."),
         ("box = {'inner': [guard]}", "box['inner'][0]", "is a lock. Create it in the function."),
         ("lines = (line for line in 'ab')", "lines", "is a generator, which can only go on where it began."),
-        ("None", "caught", "is a Run, a handle on processes of this notebook."),
+        ("None", "caught", "is a Run, which controls processes of this notebook."),
     ],
 )
 def test_what_cannot_travel_is_refused_by_name_and_line_before_anything_starts(cells: Kernel, tmp_path, statement, name, is_a):

@@ -52,7 +52,7 @@ def test_a_picker_is_a_value_of_devices_and_one_without_a_choice_is_an_error_at_
     shared_kernel.run("picker.devices = None")
     outcome = shared_kernel.run(LAUNCH.replace("ui=none", "devices=picker"))
     assert outcome.error == (
-        "DeviceError: devices=DevicePicker(): nothing is picked in it. Tick a device, or give a number of ranks on the CPU."
+        "DeviceError: devices=DevicePicker(): nothing is selected in it. Tick a device, or give a number of ranks on the CPU."
     )
 
 
@@ -60,7 +60,7 @@ def test_a_picker_is_a_value_of_devices_and_one_without_a_choice_is_an_error_at_
     ("line", "sentence"),
     [
         ("banana", "No variable of this notebook is called 'banana' either."),
-        ("cpu:free", "only of GPUs is it known who uses them"),
+        ("cpu:free", "free works only with cuda"),
         ("first second", "'first second'"),
     ],
 )

@@ -95,7 +95,7 @@ REFUSED = [
     (
         "",
         "ScriptError",
-        "Nothing to launch is named: give a script, -m and a module, or --no-python and a program, behind the options.",
+        "There is nothing to launch: give a script, -m and a module, or --no-python and a program, behind the options.",
     ),
     ("tran.py", "ScriptError", "There is no script 'tran.py' in '{folder}'. Did you mean 'train.py'?"),
     (
@@ -106,7 +106,7 @@ REFUSED = [
             "Options are written name=value or --name value, and stand before what is launched."
         ),
     ),
-    ("wrong.py", "ScriptError", "The script 'wrong.py' is not right in line 1: '(' was never closed."),
+    ("wrong.py", "ScriptError", "The script 'wrong.py' has a syntax error in line 1: '(' was never closed."),
     (
         "-m package.tol",
         "ScriptError",
@@ -127,13 +127,13 @@ REFUSED = [
     (
         "fn 3",
         "ScriptError",
-        "'fn' is a function of this notebook, and '3' stands behind it: give its arguments as args=(…) or kwargs={{…}}.",
+        "'fn' is a function of this notebook, but '3' follows it: give its arguments as args=(…) or kwargs={{…}}.",
     ),
     ("function=fn train.py", "ScriptError", "function=fn and 'train.py' both say what is launched: give one of them."),
     (
         "--run-path train.py",
         "ScriptError",
-        "run_path takes an absolute path, and 'train.py' is none; without it a relative one is as good.",
+        "run_path requires an absolute path, got 'train.py'; leave it out to use a relative one.",
     ),
 ]
 

@@ -406,7 +406,7 @@ def test_a_node_too_many_is_refused(start, join, tmp_path):
     join(run)
     wait_printed(run, "world 2", range(2))
     status, said = join(run).finish()
-    assert (status, "The run refuses this node: The run has all the 2 nodes that it may have." in said) == (2, True), said
+    assert (status, "The run refuses this node: The run already has 2 nodes, the most it allows." in said) == (2, True), said
     end.touch()
     assert run.wait(HANG_S)
     assert dict(run.results) == {0: (0, 2), 1: (1, 2)}, run
@@ -439,7 +439,7 @@ def test_a_port_that_is_taken_is_named(launch):
         (
             ["127.0.0.1:{port}", "--nproc-per-node", "many"],
             "A" * 64,
-            "--nproc-per-node='many' cannot be read: allowed is a whole number",
+            "--nproc-per-node='many' is not valid: expected a whole number",
         ),
         (["--devices=cpu", "127.0.0.1:{port}", "--devices", "cpu"], "A" * 64, "'--devices' is given twice"),
         (["127.0.0.1:{port}", "--nproc-per-nod", "gpu", "--connect-timeout=0.1"], "A" * 64, "No run was reached at"),

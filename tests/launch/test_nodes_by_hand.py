@@ -307,7 +307,7 @@ def test_a_script_is_started_on_each_node_as_with_torchrun(tmp_path, port, meeti
     ("meeting", "theirs", "sentence"),
     [
         ("static", 1, "A node that came to 127.0.0.1:{port} was started with torchrun, which cannot take part"),
-        ("static", 0, "What listens at 127.0.0.1:{port} is no node of ice_notebook, but a torchrun or another store of torch's."),
+        ("static", 0, "What listens at 127.0.0.1:{port} is not an ice_notebook node, but a torchrun or another store of torch's."),
         ("c10d", 0, "A node that came to 127.0.0.1:{port} was started with torchrun, which cannot take part"),
     ],
 )

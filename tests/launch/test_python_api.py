@@ -171,7 +171,7 @@ def test_arguments_that_the_function_does_not_take_are_refused_before_anything_s
     launcher = ElasticLauncher("cpu", ui="none")
     with pytest.raises(CellError, match="`work` does not take these arguments: missing a required argument: 'b'"):
         launcher(work, 1)
-    with pytest.raises(CellError, match="A function is launched, and this is an int"):
+    with pytest.raises(CellError, match="Expected a function to launch, got an int"):
         launcher(3)
 
 

@@ -746,7 +746,7 @@ def test_off_leaves_nothing_and_the_magic_says_what_stands_by(kernel):
     wait_until(lambda: not left_of(marker))
     assert not kernel.run(CELL.format("")).error
     assert kernel.value(MARKERS) == [], "what the notebook has switched off stays off"
-    assert "allowed is a whole number" in kernel.run("%elastic_standby many").error_value
+    assert "expected a whole number" in kernel.run("%elastic_standby many").error_value
 
 
 def test_they_end_after_an_idle_time(launch, standby, monkeypatch):

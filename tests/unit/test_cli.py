@@ -109,7 +109,7 @@ def test_the_version_is_said(capsys):
         (["lanch"], "'lanch' is not a command; the commands are launch and join. --help says more."),
         (
             ["launch"],
-            "Nothing to launch is named: give a script, -m and a module, or --no-python and a program, behind the options.",
+            "There is nothing to launch: give a script, -m and a module, or --no-python and a program, behind the options.",
         ),
         (["launch", "--nnods", "2", "train.py"], "'--nnods' is not an option. Did you mean '--nnodes'?"),
         (
@@ -119,8 +119,8 @@ def test_the_version_is_said(capsys):
         (["launch", "-n", "2", "train.py"], "'-n' is not an option. --help lists the options."),
         (["launch", "-x"], "'-x' is not an option. --help lists the options."),
         (["launch", "--3x", "train.py"], "'--3x' is not an option. --help lists the options."),
-        (["launch", "--nproc-per-node=two", "t.py"], "--nproc-per-node='two' cannot be read: allowed is a whole number from 1 to"),
-        (["launch", "--rdzv-conf", "x", "t.py"], "--rdzv-conf='x' cannot be read: allowed is NAME=VALUE"),
+        (["launch", "--nproc-per-node=two", "t.py"], "--nproc-per-node='two' is not valid: expected a whole number from 1 to"),
+        (["launch", "--rdzv-conf", "x", "t.py"], "--rdzv-conf='x' is not valid: expected NAME=VALUE"),
         (["launch", "--role"], "'--role' needs a value: --role=VALUE, where VALUE is a name on one line."),
         (["launch", "--role", "a", "--role", "b", "t.py"], "'--role' is given twice; give it once."),
         (
@@ -149,7 +149,7 @@ def test_the_version_is_said(capsys):
                 "--no-python, such as numactl."
             ),
         ),
-        (["launch", "--max-restarts=x", "t.py"], "--max-restarts='x' cannot be read: allowed is a whole number of 0 or more."),
+        (["launch", "--max-restarts=x", "t.py"], "--max-restarts='x' is not valid: expected a whole number of 0 or more."),
         (["launch", "--devices", "cuda:x", "t.py"], "--devices='cuda:x': 'x' is not a device;"),
     ],
 )
@@ -165,7 +165,7 @@ def test_a_script_that_is_not_right_is_shown(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.py").write_text("x = (\n")
     assert run(capsys, "launch", "wrong.py")[2] == (
-        "    x = (\n        ^\nice_notebook: The script 'wrong.py' is not right in line 1: '(' was never closed.\n"
+        "    x = (\n        ^\nice_notebook: The script 'wrong.py' has a syntax error in line 1: '(' was never closed.\n"
     )
 
 

@@ -221,7 +221,7 @@ def test_what_code_cannot_pick_is_an_error_and_changes_nothing(opened):
     picker, _ = opened(devices="cuda:1")
     for devices, sentence in (
         ("cuda:0,0", "names a device twice"),
-        ("cuda:9", "is not here"),
+        ("cuda:9", "does not exist here"),
         ("cuda:free:7", "3 are free. In use are cuda:1: alice"),
     ):
         with pytest.raises(DeviceError, match=sentence):
@@ -255,7 +255,7 @@ def test_a_picker_is_a_value_of_devices(opened):
     assert str(convert_devices(picker)) == "cuda:2,5"
     assert ElasticLauncher(picker)["devices"] == parse_devices("cuda:2,5")
     page.says("none")
-    with pytest.raises(DeviceError, match=r"devices=DevicePicker\(\): nothing is picked in it"):
+    with pytest.raises(DeviceError, match=r"devices=DevicePicker\(\): nothing is selected in it"):
         ElasticLauncher(picker)
 
 

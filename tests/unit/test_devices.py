@@ -79,21 +79,21 @@ def test_every_documented_form_can_be_read():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "devices='' names no device"),
-        ("  ", "devices='  ' names no device"),
-        ("cudabanana", "'cudabanana' is no kind of device; the kinds are auto, cpu and cuda."),
+        ("", "devices='' is not a device"),
+        ("  ", "devices='  ' is not a device"),
+        ("cudabanana", "'cudabanana' is not a device type; the types are auto, cpu and cuda."),
         ("cudaa:0", "Did you mean 'cuda'?"),
-        ("cpux:1", "'cpux' is no kind of device"),
+        ("cpux:1", "'cpux' is not a device type"),
         ("gpu:0", "Did you mean 'cuda'?"),
-        ("CUDA:0", "'CUDA' is no kind of device"),
-        ("mps", "'mps' is no kind of device"),
-        ("2", "write devices=cuda:2 for that GPU, or nproc_per_node=2 for so many ranks"),
+        ("CUDA:0", "'CUDA' is not a device type"),
+        ("mps", "'mps' is not a device type"),
+        ("2", "write devices=cuda:2 for that GPU, or nproc_per_node=2 for that many ranks"),
         ("cuda:", "a device is missing beside a comma or colon"),
         ("cuda:0,", "a device is missing beside a comma or colon"),
         ("cuda:,0", "a device is missing beside a comma or colon"),
         (",cuda:0", "a device is missing beside a comma or colon"),
         ("cuda:0,:1", "a device is missing beside a comma or colon"),
-        ("cuda:x", "'x' is not a device; allowed are numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs"),
+        ("cuda:x", "'x' is not a device; expected numbers (0), ranges (0-2), * for all and, after cuda:, UUIDs"),
         ("cuda:-1", "'-1' is not a device"),
         ("cuda:1-2-3", "'1-2-3' is not a device"),
         ("cuda:٣", "'٣' is not a device"),
@@ -101,7 +101,7 @@ def test_every_documented_form_can_be_read():
         ("cuda:2-1", "the range 2-1 runs backwards; write 1-2."),
         ("cuda:*,0", "* already stands for every device; write it alone."),
         ("cuda:0,cpu:1", "mixes cuda and cpu: all ranks of a launch use one kind"),
-        ("cuda:0,banana:1", "'banana' is no kind of device"),
+        ("cuda:0,banana:1", "'banana' is not a device type"),
         ("auto:0,cuda:1", "mixes auto and cuda"),
         ("cpu:GPU-12", "a UUID names a GPU; write cuda:GPU-12."),
         ("free", "Did you mean 'cuda:free'?"),
@@ -111,8 +111,11 @@ def test_every_documented_form_can_be_read():
         ("cuda:free:2000", "asks for more than 1024 ranks on one machine"),
         ("cuda:free,0", "free stands for GPUs that are found at launch; write it alone, with their number: cuda:free:2."),
         ("cuda:0,cuda:free:2", "free stands for GPUs that are found at launch"),
-        ("cpu:free", "only of GPUs is it known who uses them; write cuda:free or cuda:free:2."),
-        ("auto:free:2", "only of GPUs is it known who uses them"),
+        (
+            "cpu:free",
+            "free works only with cuda, because only GPUs report which processes use them; write cuda:free or cuda:free:2.",
+        ),
+        ("auto:free:2", "free works only with cuda"),
         ("cpu:0-99999999", "asks for more than 1024 ranks on one machine"),
         ("cpu:0-1000,0-1000", "asks for more than 1024 ranks on one machine"),
     ],
@@ -164,7 +167,7 @@ def test_python_values_are_devices_too(value, text):
 
 @pytest.mark.parametrize("value", [3.5, None, {"a": 1}, [True], [0, 1.5], [-1], object(), SimpleNamespace(devices=None), True])
 def test_other_values_are_refused_by_name_of_their_type(value):
-    with pytest.raises(DeviceError, match="allowed are a text such as 'cuda:0,1'"):
+    with pytest.raises(DeviceError, match="expected a string such as 'cuda:0,1'"):
         convert_devices(value)
 
 
@@ -176,7 +179,7 @@ def test_an_object_whose_devices_lead_back_to_it_is_refused():
 
 
 def test_a_picker_in_which_nothing_is_picked_is_refused_as_that():
-    with pytest.raises(DeviceError, match="nothing is picked in it"):
+    with pytest.raises(DeviceError, match="nothing is selected in it"):
         convert_devices(SimpleNamespace(devices=""))
 
 
@@ -186,7 +189,7 @@ def test_a_number_alone_is_refused_because_it_could_be_a_count():
 
 
 def test_an_empty_list_names_no_device():
-    with pytest.raises(DeviceError, match=r"devices=\[\] names no device"):
+    with pytest.raises(DeviceError, match=r"devices=\[\] is not a device"):
         convert_devices([])
 
 
@@ -304,7 +307,7 @@ def test_what_was_found_free_is_named_in_the_resolved_text():
             "of the 4 GPUs that are visible here none are free. In use are cuda:0",
         ),
         ("cuda:free:9", holding({0: ALICE}), {}, "here 3 are free"),
-        ("cuda:free:5", holding({}), {}, "of the 4 GPUs that are visible here 4 are free. Name at most so many."),
+        ("cuda:free:5", holding({}), {}, "of the 4 GPUs that are visible here 4 are free. Ask for at most that many."),
         ("cuda:free", CPU_ONLY, {}, "no CUDA device can be used here"),
         ("cuda:free", holding({}), {"nproc_per_node": 2}, "write devices=cuda:free:2, or leave nproc_per_node out."),
     ],
@@ -373,9 +376,9 @@ def test_the_resolved_text_means_the_same_devices_again():
 @pytest.mark.parametrize(
     ("text", "machine", "more", "sentence"),
     [
-        ("cuda:99", FOUR, {}, "devices='cuda:99': cuda:99 is not here; visible here: cuda:0-3."),
-        ("cuda:2", seeing("3,1"), {}, "cuda:2 is not here; visible here: cuda:0,1."),
-        ("cuda:GPU-ff", FOUR, {}, "GPU-ff is not here"),
+        ("cuda:99", FOUR, {}, "devices='cuda:99': cuda:99 does not exist here; visible here: cuda:0-3."),
+        ("cuda:2", seeing("3,1"), {}, "cuda:2 does not exist here; visible here: cuda:0,1."),
+        ("cuda:GPU-ff", FOUR, {}, "GPU-ff does not exist here"),
         ("cuda:GPU-", FOUR, {}, None),
         ("cuda:MIG-0", MIG, {}, "MIG-0 begins cuda:0, cuda:1 and cuda:2; write more of the UUID."),
         ("cuda", CPU_ONLY, {}, "no CUDA device can be used here, because this machine has no NVIDIA driver. Use devices=cpu"),

@@ -221,11 +221,9 @@ def test_a_value_that_cannot_be_written_is_short_of_room_only_where_that_is_so()
 
 
 def test_options_are_written_as_they_are_where_the_sentence_is_read() -> None:
-    assert (
-        str(OptionError.invalid("nproc_per_node", "two", "a number")) == "nproc_per_node='two' cannot be read: allowed is a number."
-    )
+    assert str(OptionError.invalid("nproc_per_node", "two", "a number")) == "nproc_per_node='two' is not valid: expected a number."
     with errors.options_with_dashes():
-        assert str(OptionError.invalid("nproc_per_node", "two", "a number")).startswith("--nproc-per-node='two' cannot be read")
+        assert str(OptionError.invalid("nproc_per_node", "two", "a number")).startswith("--nproc-per-node='two' is not valid")
         assert errors.written("rdzv_configs") == "--rdzv-conf"
     assert errors.written("rdzv_configs", "a=1") == "rdzv_configs=a=1"
 

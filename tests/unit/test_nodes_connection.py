@@ -122,7 +122,7 @@ def test_the_end_of_a_connection_is_heard(listening: Listening) -> None:
 
 
 def test_a_run_with_another_certificate_is_not_spoken_to(listening: Listening) -> None:
-    with pytest.raises(NodeError, match="is not the one that the token is of"):
+    with pytest.raises(NodeError, match="is not the one that this token belongs to"):
         join(listening, Token.new(bytes(32)))
     assert isinstance(listening.finish(), NodeError)
 
@@ -151,8 +151,8 @@ def send(data: bytes) -> Callable[[socket.socket], None]:
     ("act", "said"),
     [
         (send(b"GET / HTTP/1.1\r\n\r\n"), "What it sent is not the beginning of a TLS connection."),
-        (send(b"\x16\x03" + b"\xff" * 300), "It broke off before it had proved the run's token"),
-        (lambda sock: sock.shutdown(socket.SHUT_WR), "It broke off before it had proved"),
+        (send(b"\x16\x03" + b"\xff" * 300), "The connection closed before it had proved the run's token"),
+        (lambda sock: sock.shutdown(socket.SHUT_WR), "The connection closed before it had proved"),
         (send(b"\x00\xce\xf7\x85\x3c\x0c"), "It is a torchrun, or another client of torch's TCPStore."),
     ],
     ids=["http", "garbage", "nothing", "torchrun"],
@@ -168,7 +168,7 @@ def test_a_connection_that_stays_silent_is_given_up(listening: Listening, monkey
     other = Listening()
     other.accept_one()
     with socket.create_connection(("127.0.0.1", other.port)) as sock:
-        assert str(other.finish()).startswith("It broke off before it had proved the run's token")
+        assert str(other.finish()).startswith("The connection closed before it had proved the run's token")
         assert sock.recv(1) == b""
     other.socket.close()
     join(listening).close()
@@ -179,7 +179,7 @@ def test_one_who_stops_after_the_handshake_is_given_up(listening: Listening, mon
     monkeypatch.setattr(tls, "HANDSHAKE_S", 0.3)
     with pytest.raises(NodeError):
         join(listening)
-    assert str(listening.finish()).startswith("It broke off before it had proved the run's token")
+    assert str(listening.finish()).startswith("The connection closed before it had proved the run's token")
 
 
 def test_a_host_that_nobody_knows_and_a_port_where_nobody_listens_are_named() -> None:
@@ -199,5 +199,5 @@ def test_a_server_that_is_no_run_is_named() -> None:
             sock.close()
 
         threading.Thread(target=hang_up, daemon=True).start()
-        with pytest.raises(NodeError, match=r"is no run of ice_notebook. A torchrun there cannot be joined"):
+        with pytest.raises(NodeError, match=r"is not an ice_notebook run. A torchrun there cannot be joined"):
             tls.connect("127.0.0.1", server.getsockname()[1], TOKEN, timeout_s=1)

@@ -240,12 +240,10 @@ def test_values_are_converted_by_name_and_one_option_given_twice_is_refused():
 
 def test_a_value_that_cannot_be_read_is_refused_with_what_is_allowed():
     assert (
-        refusal(TABLE.find("speed", Surface.PYTHON).parse, "-1")
-        == "speed='-1' cannot be read: allowed is a whole number of 0 or more."
+        refusal(TABLE.find("speed", Surface.PYTHON).parse, "-1") == "speed='-1' is not valid: expected a whole number of 0 or more."
     )
     assert (
-        refusal(TABLE.find("speed", Surface.PYTHON).convert, -1)
-        == "speed=-1 cannot be read: allowed is a whole number of 0 or more."
+        refusal(TABLE.find("speed", Surface.PYTHON).convert, -1) == "speed=-1 is not valid: expected a whole number of 0 or more."
     )
 
 
@@ -260,7 +258,7 @@ def test_a_refused_word_keeps_its_reason_in_the_sentence():
 def test_an_option_without_a_default_takes_none_by_word_and_by_value():
     limit = TABLE.find("limit", Surface.PYTHON)
     assert limit.parse("none") is limit.parse("None") is limit.convert(None) is None
-    assert "cannot be read" in refusal(TABLE.find("speed", Surface.PYTHON).convert, None)
+    assert "is not valid" in refusal(TABLE.find("speed", Surface.PYTHON).convert, None)
 
 
 def test_a_default_dict_is_not_shared():

@@ -87,7 +87,7 @@ def test_a_long_command_is_cut_in_the_name_of_what_runs(folder):
     assert len(read("train.py", "x" * 10_000).name) == NAME_CHARACTERS
 
 
-NOTHING = "Nothing to launch is named: give a script, -m and a module, or --no-python and a program, behind the options."
+NOTHING = "There is nothing to launch: give a script, -m and a module, or --no-python and a program, behind the options."
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ NOTHING = "Nothing to launch is named: give a script, -m and a module, or --no-p
         (["tran.py"], {}, "There is no script 'tran.py' in '{folder}'. Did you mean 'train.py'?"),
         (["gone/x.py"], {}, "There is no script 'gone/x.py' in '{folder}'."),
         (["package/prat.py"], {}, "There is no script 'package/prat.py' in '{folder}'. Did you mean 'package/part.py'?"),
-        (["bare"], {}, "'bare' has no __main__.py: a folder or an archive is launched by that file. Name a script in it."),
+        (["bare"], {}, "'bare' has no __main__.py, by which a folder or an archive is launched. Name a script in it."),
         (
             ["archive.zip"],
             {},
-            "'archive.zip' has no __main__.py: a folder or an archive is launched by that file. Name a script in it.",
+            "'archive.zip' has no __main__.py, by which a folder or an archive is launched. Name a script in it.",
         ),
         (
             ["train.sh", "x"],
@@ -109,14 +109,14 @@ NOTHING = "Nothing to launch is named: give a script, -m and a module, or --no-p
             "'train.sh' is not Python: line 1: invalid syntax. With no_python it is started as a program of its own.",
         ),
         (["image.png"], {}, "'image.png' is not Python: "),
-        (["wrong.py"], {}, "The script 'wrong.py' is not right in line 2: unexpected indent."),
+        (["wrong.py"], {}, "The script 'wrong.py' has a syntax error in line 2: unexpected indent."),
         (
             ["train.py"],
             {"run_path": True},
-            "run_path takes an absolute path, and 'train.py' is none; without it a relative one is as good.",
+            "run_path requires an absolute path, got 'train.py'; leave it out to use a relative one.",
         ),
-        (["package/part.py"], {"module": True}, "-m takes the name of a module, and 'package/part.py' is a path: leave -m out,"),
-        (["train.py"], {"module": True}, "-m takes the name of a module, and 'train.py' is a path: leave -m out,"),
+        (["package/part.py"], {"module": True}, "-m expects the name of a module, but 'package/part.py' is a path: leave -m out,"),
+        (["train.py"], {"module": True}, "-m expects the name of a module, but 'train.py' is a path: leave -m out,"),
         (["a-b"], {"module": True}, "There is no module 'a-b' to launch: a module's name is words with dots between them."),
         (
             ["pakage.part"],
