@@ -60,7 +60,8 @@ def test_a_pickle_of_somebody_else_is_not_loaded(tmp_path, as_another):
     pickles.dump(Evil(), tmp_path / "value", devices=pickles.DeviceTensors.TO_HOST)
     as_another()
     with pytest.raises(
-        ResultError, match=r"/value is not loaded: it belongs to \w+\. It holds a pickle, and loading one runs code of whoever wrote"
+        ResultError,
+        match=r"/value is not loaded: it belongs to \w+\. It holds a pickle, and loading one runs code of whoever wrote",
     ):
         pickles.load(tmp_path / "value")
     assert not mark.exists()
