@@ -180,10 +180,9 @@ class PlayedRun:
         if stands_by:
             self.io.start_ranks(self.plan.world_size)
             with self.io.condition:
-                self.io.condition.wait_for(lambda: self.io.are_ready, HANG_S)
-                self.io.is_standing_by = True
-        self.io.consider(self.plan)
-        self.io.begin()
+                self.io.condition.wait_for(lambda: self.io.state.are_ready, HANG_S)
+                self.io.state.stand_by()
+        self.io.begin(self.plan)
         elastic.start_clock(self.plan, self.io)
         for thread in self._threads:
             thread.start()
@@ -252,7 +251,7 @@ def played(
         run.ranks.append(rank)
         return rank.seen_by_agent
 
-    with mock.patch("ice_notebook.agent.io.start_rank", start_rank):
+    with mock.patch("ice_notebook.agent.starter.start_rank", start_rank):
         try:
             run.start(stands_by=stands_by)
             yield run

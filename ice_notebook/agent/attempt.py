@@ -37,8 +37,8 @@ class RankContext:
         self, io: AgentIO, group: WorkerGroup, environments: dict[int, dict[str, str]], number: int, restarts_left: int
     ) -> None:
         self._io = io
-        self._plan = io.plan
-        self._folder = io.folder
+        self._plan = io.state.plan
+        self._folder = io.state.folder
         self._attempt = number
         self._group = group
         self._environments = environments
@@ -53,12 +53,10 @@ class RankContext:
     def start(self) -> None:
         """Take ready processes, give each its place, and wait until all have accepted."""
         io = self._io
-        with io.condition:
-            io.is_ending = False
-            io.is_last_attempt = self._restarts_left == 0 and self._is_alone and self._plan.group is None
+        io.state.begin_attempt(is_last=self._restarts_left == 0 and self._is_alone and self._plan.group is None)
         self._drop_old_values()
         self._ranks, is_standby = self._take(len(self._group.workers))
-        is_standby = is_standby and (self._attempt > 0 or io.was_ready)
+        is_standby = is_standby and (self._attempt > 0 or io.state.was_ready)
         goes = [self._go(worker) for worker in self._group.workers]
         for go in goes:
             self._folder.make_rank_dir(go.attempt, go.rank)
@@ -67,7 +65,7 @@ class RankContext:
             p.RankStart(rank=g.rank, local_rank=g.local_rank, device=self._plan.ranks[g.local_rank].device, pid=rank.pid, node=node)
             for rank, g in zip(self._ranks, goes, strict=True)
         )
-        io.record(
+        io.recorder.record(
             p.AttemptBegun(
                 at=time.time(),
                 attempt=self._attempt,
@@ -129,9 +127,7 @@ class RankContext:
         if self._spares is not None:
             self._spares.cancel()
         io = self._io
-        with io.condition:
-            io.is_ending = True
-            stop = io.stop
+        stop = io.state.end_attempt()
 
         def wait(condition: Any, timeout_s: float) -> None:
             with io.condition:
@@ -139,12 +135,12 @@ class RankContext:
 
         grace_s = self._plan.grace if stop is None or stop.grace_s is None else stop.grace_s
         by = None if stop is None else stop.by
-        processes.stop_ladder(self._ranks, wait, by=by, grace_s=grace_s, is_urgent=lambda: io.is_urgent)
+        processes.stop_ladder(self._ranks, wait, by=by, grace_s=grace_s, is_urgent=lambda: io.state.is_urgent)
         self.swept += processes.sweep(*[rank.marker for rank in self._ranks])
         for rank in self._ranks:
             processes.kill_group(rank)
         self._drop_partial_values()
-        io.forget(self._ranks)
+        io.state.remove_ranks(self._ranks)
 
     # ---- what other nodes have a say in
 
@@ -159,8 +155,10 @@ class RankContext:
     def _settle(self, failed: list[RankProcess]) -> RunProcsResult | None:
         """Say what follows from a failure: a result that torch acts on, None when torch is to ask whether other nodes wait."""
         io = self._io
-        is_restarting = self._restarts_left > 0 and io.stop is None
-        io.record(p.AttemptFailed(at=time.time(), attempt=self._attempt, root=root_cause(failed).rank, restarting=is_restarting))
+        is_restarting = self._restarts_left > 0 and io.state.stop is None
+        io.recorder.record(
+            p.AttemptFailed(at=time.time(), attempt=self._attempt, root=root_cause(failed).rank, restarting=is_restarting)
+        )
         if is_restarting:
             self._make_way()
         return RunProcsResult(return_values={}, failures={rank.local_rank: self._process_failure(rank) for rank in failed})
@@ -168,8 +166,8 @@ class RankContext:
     def _make_way(self) -> None:
         """Begin with the ranks of the next attempt: they import torch while the old ones are ended."""
         with self._io.condition:
-            self._io.is_waited_for = True
-            self._io.start_ranks(len(self._ranks) - self._io.unplaced)
+            self._io.state.wait_for_ranks(is_waited_for=True)
+            self._io.start_ranks(len(self._ranks) - self._io.state.n_unplaced)
 
     # ---- steps
 
@@ -180,15 +178,16 @@ class RankContext:
         with io.condition:
             while True:
                 self._drop_dead_standbys()
-                io.start_ranks(count - io.unplaced)
-                ready = [rank for rank in io.ranks if rank.stage is Stage.READY and rank.rank < 0 and not rank.has_exited]
+                io.start_ranks(count - io.state.n_unplaced)
+                ready = [rank for rank in io.state.ranks if rank.stage is Stage.READY and rank.rank < 0 and not rank.has_exited]
                 if len(ready) >= count:
-                    io.is_waited_for = False
+                    io.state.wait_for_ranks(is_waited_for=False)
                     return ready[:count], not has_waited
-                io.is_waited_for = has_waited = True
+                has_waited = True
+                io.state.wait_for_ranks(is_waited_for=True)
                 self._raise_if_stopped()
-                if io.error is not None:
-                    raise RuntimeError(f"a rank cannot be started: {io.error}")
+                if io.state.start_error is not None:
+                    raise RuntimeError(f"a rank cannot be started: {io.state.start_error}")
                 io.condition.wait(POLL_S)
 
     def _drop_dead_standbys(self) -> None:
@@ -197,11 +196,11 @@ class RankContext:
         Raises:
             RuntimeError: one ended by itself while it was getting ready: the next would as well.
         """
-        for rank in [rank for rank in self._io.ranks if rank.rank < 0 and rank.has_exited]:
+        for rank in [rank for rank in self._io.state.ranks if rank.rank < 0 and rank.has_exited]:
             if rank.stage is Stage.STARTING and (rank.exit_code or 0) >= 0:
                 printed = rank.early.decode(errors="replace").strip()
                 raise RuntimeError(f"a rank ended while it was getting ready: {_how_it_ended(rank)}. It printed: {printed}")
-            self._io.forget([rank])
+            self._io.state.remove_ranks([rank])
 
     def _send(self, goes: list[p.Go], timeout_s: float) -> list[int]:
         """Give ranks their work, and return the places of those that have not taken it in time."""
@@ -212,7 +211,7 @@ class RankContext:
             rank.stage = Stage.SENT
             rank.tell(Place(go=go))
         with io.condition:
-            io.condition.wait_for(lambda: io.stop or all(rank.has_accepted or rank.has_exited for rank in ranks), timeout_s)
+            io.condition.wait_for(lambda: io.state.stop or all(rank.has_accepted or rank.has_exited for rank in ranks), timeout_s)
             self._raise_if_stopped()
             return [go.local_rank for rank, go in zip(ranks, goes, strict=True) if not rank.has_accepted]
 
@@ -224,11 +223,13 @@ class RankContext:
             processes.kill_group(rank)
         with io.condition:
             io.condition.wait_for(lambda: all(rank.has_exited for rank in bad), processes.KILL_WAIT_S)
-        io.forget(bad)
+        io.state.remove_ranks(bad)
         fresh, _ = self._take(len(places))
         for i, rank in zip(places, fresh, strict=True):
             self._ranks[i] = rank
-            io.record(p.RankReplaced(at=time.time(), attempt=self._attempt, rank=self._group.workers[i].global_rank, pid=rank.pid))
+            io.recorder.record(
+                p.RankReplaced(at=time.time(), attempt=self._attempt, rank=self._group.workers[i].global_rank, pid=rank.pid)
+            )
 
     def _go(self, worker: Any) -> p.Go:
         plan, folder = self._plan, self._folder
@@ -288,11 +289,11 @@ class RankContext:
             lost = rank.hung_up_at is not None and now - rank.hung_up_at > HANG_UP_WAIT_S and not rank.is_script
             if lost and not rank.has_reported:
                 failure = p.Failure(kind="exit", headline="closed its connection to the agent", at=time.time())
-                self._io.fail(rank, failure)
+                self._io.reports.fail(rank, failure)
         return [rank for rank in self._ranks if rank.failure is not None]
 
     def _raise_if_stopped(self) -> None:
-        if self._io.stop is not None:
+        if self._io.state.stop is not None:
             raise SignalException("the run is being stopped", signal.SIGTERM)
 
     def _process_failure(self, rank: RankProcess) -> ProcessFailure:

@@ -21,10 +21,11 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from ice_notebook.agent.attempt import RankContext
-from ice_notebook.agent.io import AgentIO, StopRequest
+from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.rendezvous import EarlyStore, FreshStoreRendezvous, NodesRendezvous
 from ice_notebook.agent.round import RoundContext
+from ice_notebook.agent.state import StopRequest
 from ice_notebook.errors import LibraryError
 from ice_notebook.host import libraries
 from ice_notebook.host.identities import own_identity
@@ -48,12 +49,12 @@ class IceAgent(LocalElasticAgent):
         place = plan.rdzv_id, plan.master_addr, plan.master_port
         rendezvous = FreshStoreRendezvous(*place, early)
         if meeting is not None:
-            rendezvous = NodesRendezvous(*place, meeting, lambda: io.stop is not None)
+            rendezvous = NodesRendezvous(*place, meeting, lambda: io.state.stop is not None)
         elif plan.group is not None:
             from ice_notebook.agent import by_hand  # noqa: PLC0415 - for several nodes only
 
             rendezvous = by_hand.rendezvous_by_hand(
-                plan, plan.group, by_hand.Agent(lambda: io.stop is not None, io.record, self._end_round)
+                plan, plan.group, by_hand.Agent(lambda: io.state.stop is not None, io.recorder.record, self._end_round)
             )
         spec = _make_spec(plan.role, plan.world_size, plan.name, plan.max_restarts, rendezvous)
         super().__init__(spec, DefaultLogsSpecs(os.devnull))
@@ -71,7 +72,7 @@ class IceAgent(LocalElasticAgent):
             except dist.DistError:
                 # A node was lost while torch's agents told each other of their ranks. The round is over, or is about to be.
                 if self.meeting is None or not self.meeting.wait_over(
-                    self._round.number, lambda: self._io.stop is not None, LOST_WAIT_S
+                    self._round.number, lambda: self._io.state.stop is not None, LOST_WAIT_S
                 ):
                     raise
             else:
@@ -79,7 +80,7 @@ class IceAgent(LocalElasticAgent):
 
     def _end_round(self, why: str) -> None:
         """Say that an attempt ends because of other nodes."""
-        self._io.record(p.RoundEnded(at=time.time(), attempt=self._attempt, reason=why, restarting=True))
+        self._io.recorder.record(p.RoundEnded(at=time.time(), attempt=self._attempt, reason=why, restarting=True))
 
     def _exit_barrier(self) -> None:
         # Of several nodes torch would wait half a minute for one that is not done, or has left since, and would hear of no stop.
@@ -166,9 +167,9 @@ def run_elastic(
         result = agent.run()
         outcome = p.Outcome.FAILED if result is None or result.is_failed() else p.Outcome.SUCCEEDED
     except SignalException:
-        assert io.stop is not None
-        is_late = io.stop.reason is p.StopReason.TIMEOUT
-        outcome, reason = p.Outcome.FAILED if is_late else p.Outcome.STOPPED, io.stop.reason.value
+        assert io.state.stop is not None
+        is_late = io.state.stop.reason is p.StopReason.TIMEOUT
+        outcome, reason = p.Outcome.FAILED if is_late else p.Outcome.STOPPED, io.state.stop.reason.value
     except RunOverError as error:
         outcome, reason = p.Outcome.FAILED, str(error)
     finally:

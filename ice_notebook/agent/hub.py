@@ -132,8 +132,10 @@ class Hub:
         """Say where others can join, and let them."""
         host, port = self._listener.getsockname()[:2]
         plan = self._plan
-        self._io.record(p.NodeJoined(at=time.time(), node=0, name="this machine", n_ranks=plan.world_size, devices=plan.devices))
-        self._io.record(p.NodesAwaited(at=time.time(), address=host, port=port))
+        self._io.recorder.record(
+            p.NodeJoined(at=time.time(), node=0, name="this machine", n_ranks=plan.world_size, devices=plan.devices)
+        )
+        self._io.recorder.record(p.NodesAwaited(at=time.time(), address=host, port=port))
         for target, name in ((self._accept, "ice-accept"), (self._keep_time, "ice-nodes")):
             threading.Thread(target=target, name=name, daemon=True).start()
 
@@ -151,8 +153,8 @@ class Hub:
             if not self._coordinator.is_over:  # else they know, and end by themselves, in their own words
                 self._tell_stop(p.StopReason.RUN_ENDED)
             condition.notify_all()
-            condition.wait_for(lambda: self._io.is_urgent or not self._peers, self._plan.grace + LEAVE_WAIT_S)
-            if self._io.is_urgent:
+            condition.wait_for(lambda: self._io.state.is_urgent or not self._peers, self._plan.grace + LEAVE_WAIT_S)
+            if self._io.state.is_urgent:
                 condition.wait_for(lambda: not self._peers, LEAVE_WAIT_S)
             left = list(self._peers)
         for peer in peers:
@@ -228,7 +230,7 @@ class Hub:
                 peer = Peer(channel, f"{hello.host}, {address}")
                 peer.id = self._coordinator.join(peer.name)
                 self._peers.append(peer)
-                self._io.record(
+                self._io.recorder.record(
                     p.NodeJoined(at=time.time(), node=peer.id, name=peer.name, n_ranks=equipped.n_ranks, devices=equipped.devices)
                 )
         except NodeError as error:
@@ -242,7 +244,7 @@ class Hub:
         return peer
 
     def _check_room(self) -> None:
-        if self._is_closing or self._io.stop is not None or self._coordinator.is_over:
+        if self._is_closing or self._io.state.stop is not None or self._coordinator.is_over:
             raise NodeError.over()
         if self._coordinator.is_full:
             raise NodeError.full(self._nodes.most)
@@ -252,13 +254,13 @@ class Hub:
             refusal = address, reason
             if refusal not in self._refusals and len(self._refusals) < REFUSALS_RECORDED and not self._is_closing:
                 self._refusals.add(refusal)  # a torchrun tries again and again
-                self._io.record(p.NodeRefused(at=time.time(), address=address, reason=reason))
+                self._io.recorder.record(p.NodeRefused(at=time.time(), address=address, reason=reason))
 
     def _lose(self, peer: Peer, why: str) -> None:
         with self._io.condition:
-            is_expected = self._is_closing or self._coordinator.is_over or self._io.stop is not None
+            is_expected = self._is_closing or self._coordinator.is_over or self._io.state.stop is not None
             if not is_expected and peer.id in self._coordinator.nodes:
-                self._io.record(p.NodeLeft(at=time.time(), node=peer.id, name=peer.name, reason=why))
+                self._io.recorder.record(p.NodeLeft(at=time.time(), node=peer.id, name=peer.name, reason=why))
                 self._obey(self._coordinator.lose(peer.id, why, time.monotonic()))
 
     def _forget(self, peer: Peer) -> None:
@@ -299,11 +301,11 @@ class Hub:
                 self._tell_all(m.Finish(number=order.number))
             else:
                 if order.root is not None:
-                    self._io.record(
+                    self._io.recorder.record(
                         p.AttemptFailed(at=time.time(), attempt=order.number, root=order.root, restarting=order.restarting)
                     )
                 elif order.number >= 0:
-                    self._io.record(
+                    self._io.recorder.record(
                         p.RoundEnded(at=time.time(), attempt=order.number, reason=order.why, restarting=order.restarting)
                     )
                 # With a root cause the report names it.
@@ -341,8 +343,8 @@ class Hub:
                     peer.tell(message)
 
     def _tell_stop(self, reason: p.StopReason) -> None:
-        by = None if self._io.stop is None else self._io.stop.by
-        is_urgent = self._io.is_urgent or (self._io.stop is not None and by is None)
+        by = None if self._io.state.stop is None else self._io.state.stop.by
+        is_urgent = self._io.state.is_urgent or (self._io.state.stop is not None and by is None)
         for peer in self._peers:
             peer.tell(control.Stop(reason=reason, is_urgent=is_urgent, signal=by or signal.SIGINT))
 
@@ -355,9 +357,9 @@ class Hub:
                 deadline = self._coordinator.deadline
                 io.condition.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
                 self._obey(self._coordinator.tick(time.monotonic()))
-                asked = (io.stop is not None, io.is_urgent)
-                if asked != told and io.stop is not None:
-                    self._tell_stop(io.stop.reason)
+                asked = (io.state.stop is not None, io.state.is_urgent)
+                if asked != told and io.state.stop is not None:
+                    self._tell_stop(io.state.stop.reason)
                     told = asked
 
     # ---- what nodes say
@@ -373,7 +375,7 @@ class Hub:
         # Clocks differ from machine to machine: that of this one counts.
         event = self._events[type(message.event)](peer, p.replace(message.event, at=time.time()))
         if event is not None:
-            self._io.record(event)
+            self._io.recorder.record(event)
 
     def _attempt_begun(self, peer: Peer, event: p.AttemptBegun) -> p.Event:
         for rank in event.ranks:
@@ -387,7 +389,7 @@ class Hub:
 
     def _exited(self, peer: Peer, event: p.RankExited) -> p.Event:
         if (loss := peer.losses.get((event.attempt, event.rank))) is not None:
-            self._io.record_loss(event.attempt, event.rank, loss, is_end=True)
+            self._io.recorder.record_loss(event.attempt, event.rank, loss, is_end=True)
         return event
 
     def _ended(self, peer: Peer, event: p.RunEnded) -> None:
@@ -403,7 +405,7 @@ class Hub:
         if lost:
             loss = peer.losses.setdefault((attempt, rank), Loss())
             loss.add(len(lost), log.why)
-            self._io.record_loss(attempt, rank, loss)
+            self._io.recorder.record_loss(attempt, rank, loss)
         if kept:
             self._io.outbox.post_output(attempt, rank, kept)
         if lost:  # the run goes on, and what is shown live is still shown

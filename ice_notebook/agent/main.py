@@ -13,9 +13,10 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ice_notebook.agent.io import AgentIO, StopRequest
+from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.meeting import Meeting
 from ice_notebook.agent.shares import Shares
+from ice_notebook.agent.state import StopRequest
 from ice_notebook.errors.nodes import NodeError
 from ice_notebook.host import forks, inherited, lifelines, processes, signals, title
 from ice_notebook.host.writing import say, write_what_fits
@@ -23,7 +24,7 @@ from ice_notebook.rank import surroundings
 from ice_notebook.rank.server import RankServer
 from ice_notebook.runs.store import RunFolder
 from ice_notebook.wire import protocol as p
-from ice_notebook.wire.control import Prepare, ToAgent
+from ice_notebook.wire.control import Prepare, Ready, ToAgent
 from ice_notebook.wire.messages import MessageChannel
 
 if TYPE_CHECKING:
@@ -87,54 +88,54 @@ class Agent:
         try:
             if self._preparation.is_at_once:
                 with io.condition:
-                    io.condition.wait_for(lambda: io.has_run)
+                    io.condition.wait_for(lambda: io.state.has_run)
             meeting = self._meet()
             with io.condition:  # its own import is one more, after those of the ranks
-                io.condition.wait_for(lambda: io.has_run or io.are_ready or io.at_a_time is None)
+                io.condition.wait_for(lambda: io.state.has_run or io.state.are_ready or io.state.at_a_time is None)
             from ice_notebook.agent import elastic  # noqa: PLC0415 - imports torch, in parallel with the ranks
 
-            early = None if io.has_run else elastic.get_ready()
+            early = None if io.state.has_run else elastic.get_ready()
             self._stand_by()
             meeting = meeting or self._meet()
-            if io.folder_error is not None:
-                raise io.folder_error
-            surroundings.take_environment(io.plan.environment)  # torch's agent hands some of its own on to ranks
-            elastic.start_clock(io.plan, io)
-            outcome, reason, swept = elastic.run_elastic(io.plan, io, meeting, early)
+            if io.state.folder_error is not None:
+                raise io.state.folder_error
+            surroundings.take_environment(io.state.plan.environment)  # torch's agent hands some of its own on to ranks
+            elastic.start_clock(io.state.plan, io)
+            outcome, reason, swept = elastic.run_elastic(io.state.plan, io, meeting, early)
         except Exception as error:
             say(traceback.format_exc())
             with io.condition:
-                io.condition.wait_for(lambda: io.has_run)  # somebody must be told, if only at the next launch
-            reason = _in_words(error, io.plan)
+                io.condition.wait_for(lambda: io.state.has_run)  # somebody must be told, if only at the next launch
+            reason = _in_words(error, io.state.plan)
         self._leave(outcome, reason, swept)
 
     def _stand_by(self) -> None:
         """Wait for a run."""
         io = self._io
         with io.condition:
-            io.condition.wait_for(lambda: io.has_run or io.are_ready)
-            if not io.has_run:
-                io.is_standing_by = True
-                io.post_ready()
-            io.condition.wait_for(lambda: io.has_run)
-            io.condition.wait_for(lambda: io.stop is None)  # stopped: `_end_early` is about to end this process
+            io.condition.wait_for(lambda: io.state.has_run or io.state.are_ready)
+            if not io.state.has_run:
+                io.state.stand_by()
+                io.outbox.post(Ready(readiness=io.state.readiness()))
+            io.condition.wait_for(lambda: io.state.has_run)
+            io.condition.wait_for(lambda: io.state.stop is None)  # stopped: `_end_early` is about to end this process
             self._is_elastic = True
 
     def _meet(self) -> Meeting | None:
         """Return how this agent hears of other nodes, when there may be any. They can join while torch is still being imported."""
         io = self._io
-        if not io.has_run or io.plan.nodes is None:
+        if not io.state.has_run or io.state.plan.nodes is None:
             return None
-        if io.plan.nodes.is_first:
+        if io.state.plan.nodes.is_first:
             from ice_notebook.agent.hub import Hub  # noqa: PLC0415 - for several nodes only
 
-            hub = Hub(io.plan, io.folder, io)
+            hub = Hub(io.state.plan, io.state.folder, io)
             hub.start()
-            io.on_message_for_other_node = hub.pass_to_rank
+            io.commands.on_message_for_other_node = hub.pass_to_rank
             self._hub = hub
             return hub.meeting
         meeting = Meeting(io.condition, io.outbox.post)
-        io.on_coordinator = meeting.take
+        io.commands.on_coordinator = meeting.take
         return meeting
 
     def _end_early(self) -> None:
@@ -142,15 +143,15 @@ class Agent:
         with self._io.condition:
             if self._is_elastic:
                 return
-        assert self._io.stop is not None
-        threading.Thread(target=self._leave, args=[p.Outcome.STOPPED, self._io.stop.reason.value, 0], daemon=True).start()
+        assert self._io.state.stop is not None
+        threading.Thread(target=self._leave, args=[p.Outcome.STOPPED, self._io.state.stop.reason.value, 0], daemon=True).start()
 
     def _leave(self, outcome: p.Outcome, reason: str, swept: int) -> NoReturn:
         swept += self._end_everything()
         if self._hub is not None:
             self._hub.close()
-        if self._io.has_run:
-            self._io.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))
+        if self._io.state.has_run:
+            self._io.recorder.record(p.RunEnded(at=time.time(), outcome=outcome, reason=reason, swept=swept))
         self._io.close()
         with contextlib.suppress(OSError):  # its disk is full
             sys.stderr.flush()
@@ -159,22 +160,20 @@ class Agent:
     def _end_everything(self) -> int:
         """End ranks that were still getting ready, and whatever else is left. Returns how many processes were swept."""
         io = self._io
-        with io.condition:
-            io.is_ending = io.is_closing = True
-            left = list(io.ranks)
+        left = io.state.close()
         for rank in left:
             processes.kill_group(rank)
         with io.condition:
             io.condition.wait_for(lambda: all(rank.has_exited for rank in left), processes.KILL_WAIT_S)
         swept = processes.sweep(self._preparation.marker, with_children=True)
-        io.forget(left)
-        if io.has_run:
+        io.state.remove_ranks(left)
+        if io.state.has_run:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(io.plan.payload)
+                os.unlink(io.state.plan.payload)
         return swept
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if not self._io.has_run:
+        if not self._io.state.has_run:
             os._exit(0)  # its ranks go with it
         # A handler must not take the lock that the interrupted code may hold: a thread does.
         request = StopRequest(p.StopReason.SIGNAL, signal.Signals(number))

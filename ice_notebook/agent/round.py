@@ -40,7 +40,7 @@ class RoundContext(RankContext):
             )
         )
         with io.condition:
-            io.condition.wait_for(lambda: io.stop or self._is_over())
+            io.condition.wait_for(lambda: io.state.stop or self._is_over())
             self._raise_if_stopped()
         self._make_way()
         return None

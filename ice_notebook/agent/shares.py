@@ -37,12 +37,12 @@ class Shares(threading.Thread):
 
     def _due(self) -> list[tuple[int, int]]:
         """Return the ranks that do not weigh yet what they should, with what that is."""
-        known = {rank.pid: self._nice(rank) for rank in self._io.ranks if not rank.has_exited}
+        known = {rank.pid: self._nice(rank) for rank in self._io.state.ranks if not rank.has_exited}
         self._told = {pid: nice for pid, nice in self._told.items() if pid in known}
         return [(pid, nice) for pid, nice in known.items() if nice != self._told.get(pid, 0)]
 
     def _nice(self, rank: RankProcess) -> int:
         if rank.rank >= 0:
-            return cores.nice_of_part(sum(other.rank >= 0 and not other.has_exited for other in self._io.ranks))
-        is_for_later = rank.stage is Stage.STARTING and not self._io.is_waited_for
+            return cores.nice_of_part(sum(other.rank >= 0 and not other.has_exited for other in self._io.state.ranks))
+        is_for_later = rank.stage is Stage.STARTING and not self._io.state.is_waited_for
         return cores.LEAST_NICE if is_for_later else 0

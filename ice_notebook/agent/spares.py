@@ -23,9 +23,9 @@ class Spares(threading.Thread):
         """Start them once."""
         if n_cores := cores.wait_for_leisure(self._over.wait, MOST_WAIT_S):
             with self._io.condition:
-                if not self._io.is_ending:
-                    self._io.at_a_time = n_cores
-                    self._io.start_ranks(self._count - self._io.unplaced)
+                if not self._io.state.is_ending:
+                    self._io.state.set_pace(n_cores)
+                    self._io.start_ranks(self._count - self._io.state.n_unplaced)
 
     def cancel(self) -> None:
         """Start none any more: the attempt is over."""

@@ -23,9 +23,8 @@ def io(tmp_path):
     payload.write_bytes(b"x")
     plan = p.replace(make_plan(2), payload=str(payload), folder=str(tmp_path))
     made = AgentIO(plan.preparation(), Channel(ours))
-    made.consider(plan)
-    made.begin()
-    made.is_last_attempt = True
+    made.begin(plan)
+    made.state.begin_attempt(is_last=True)
     yield made
     ours.close()
     theirs.close()
@@ -33,19 +32,19 @@ def io(tmp_path):
 
 def test_the_payload_stays_until_every_rank_has_it_also_those_that_have_no_place_yet(io, tmp_path):
     first, second = (SimpleNamespace(rank=rank, attempt=0, has_loaded=False) for rank in (0, -1))
-    io.ranks = [first, second]
-    io._from_rank.take(Loaded(), first)
+    io.state.ranks = [first, second]
+    io.reports.handlers.take(Loaded(), first)
     assert (tmp_path / "payload").exists()
     second.rank = 1
-    io._from_rank.take(Loaded(), second)
+    io.reports.handlers.take(Loaded(), second)
     assert not (tmp_path / "payload").exists()
 
 
 def test_the_payload_stays_as_long_as_the_group_may_be_started_again(io, tmp_path):
-    io.is_last_attempt = False
-    io.ranks = [SimpleNamespace(rank=rank, attempt=0, has_loaded=False) for rank in (0, 1)]
-    for rank in io.ranks:
-        io._from_rank.take(Loaded(), rank)
+    io.state.begin_attempt(is_last=False)
+    io.state.ranks = [SimpleNamespace(rank=rank, attempt=0, has_loaded=False) for rank in (0, 1)]
+    for rank in io.state.ranks:
+        io.reports.handlers.take(Loaded(), rank)
     assert (tmp_path / "payload").exists()
 
 

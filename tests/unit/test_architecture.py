@@ -131,6 +131,19 @@ def test_nothing_is_printed_but_by_ranks(module):
     assert not prints or module in PRINTS or module.startswith("rank.")
 
 
+@pytest.mark.parametrize("module", [module for module in modules() if module.startswith("agent.") and module != "agent.state"])
+def test_the_state_of_an_agent_changes_by_its_own_methods_alone(module):
+    targets = [
+        target
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        for each in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        for target in (each.elts if isinstance(each, ast.Tuple) else [each])
+    ]
+    owners = [ast.unparse(target.value) for target in targets if isinstance(target, ast.Attribute)]
+    assert [owner for owner in owners if owner.rpartition(".")[2].strip("_") == "state"] == []
+
+
 # ---- what importing does -----------------------------------------------------------------------------------------------------------------
 
 LOOK = """

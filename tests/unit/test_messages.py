@@ -84,8 +84,8 @@ def test_no_two_kinds_have_the_same_name(name):
 def test_every_message_is_taken_by_who_may_be_told_it(ends, tmp_path):
     channel: MessageChannel[Any] = MessageChannel(ends[0], c.ToAgent)
     io = AgentIO(plan().preparation(), channel)
-    assert io._from_kernel.kinds | {c.Prepare} == set(members(c.ToAgent)), "which is its first word"
-    assert io._from_rank.kinds == set(members(c.FromRank))
+    assert io.commands.handlers.kinds | {c.Prepare} == set(members(c.ToAgent)), "which is its first word"
+    assert io.reports.handlers.kinds == set(members(c.FromRank))
     follower = Follower(SimpleNamespace(plan=plan()), RunFolder(tmp_path), SimpleNamespace(channel=channel))
     assert follower._from_agent.kinds == set(members(c.FromAgent))
     follower._close_pipe()

@@ -314,10 +314,9 @@ def test_a_rank_killed_while_the_system_counted_one_more_was_out_of_memory(monke
     ours, theirs = socket.socketpair()
     monkeypatch.setattr(processes, "out_of_memory_kills", lambda: 5)
     agent_io = AgentIO(plan().preparation(), Channel(ours))
-    agent_io.consider(p.replace(plan(), folder=str(tmp_path)))
-    agent_io.begin()
+    agent_io.begin(p.replace(plan(), folder=str(tmp_path)))
     monkeypatch.setattr(processes, "out_of_memory_kills", lambda: counted)
-    assert words in agent_io._failure_from_exit(Dead(), -signal.SIGKILL).headline
-    assert "memory" not in agent_io._failure_from_exit(Dead(), -signal.SIGTERM).headline
+    assert words in agent_io.reports.failure_from_exit(Dead(), -signal.SIGKILL).headline
+    assert "memory" not in agent_io.reports.failure_from_exit(Dead(), -signal.SIGTERM).headline
     ours.close()
     theirs.close()
