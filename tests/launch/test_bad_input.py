@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import Kernel
 
-EMPTY = r"The cell is empty below the magic's line: write the function, or the statements, that every rank is to run\."
+EMPTY = r"The cell is empty below the magic line: write the function or the statements that every rank should run\."
 LISTS = r"expected numbers \(0\), ranges \(0-2\), \* for all and, after cuda:, UUIDs \(GPU-…, MIG-…\), free and free:2\."
 NO_CUDA = r"no CUDA device can be used here, because .*\. Use devices=cpu for ranks on the CPU\."
 

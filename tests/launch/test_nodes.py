@@ -430,7 +430,7 @@ def test_a_port_that_is_taken_is_named(launch):
     ("arguments", "token", "sentence"),
     [
         (["127.0.0.1:{port}", "--connect-timeout", "0.1"], "A" * 64, "No run was reached at 127.0.0.1:{port} within 0.1 s"),
-        (["127.0.0.1"], "A" * 64, "'127.0.0.1' is no address of a run: it is HOST:PORT"),
+        (["127.0.0.1"], "A" * 64, "'127.0.0.1' is not the address of a run: expected HOST:PORT"),
         (["127.0.0.1:{port}"], "short", "The token cannot be read: it is one word of 64 letters"),
         (["127.0.0.1:{port}"], "", "There is no token: put the one that the run shows into ICE_NOTEBOOK_TOKEN"),
         (["127.0.0.1:{port}", "--devices", "gpu9"], "A" * 64, "gpu9"),

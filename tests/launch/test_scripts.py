@@ -101,7 +101,7 @@ def test_a_script_gives_values_and_exit_codes(launch, script):
     assert dict(run.results) == {0: {"rank": 0}, 2: {"rank": 2}}
     assert run.exit_codes == {0: 0, 1: 0, 2: 0}
     with pytest.raises(
-        ResultError, match=r"The script of rank 1 gave no value: it gives one with ice_notebook.set_result\(value\)\."
+        ResultError, match=r"The script of rank 1 returned no value: a script returns one with ice_notebook.set_result\(value\)\."
     ):
         run.results[1]
     assert run.output(1) == "arguments ['--lr', '0.1'] 1\n"
