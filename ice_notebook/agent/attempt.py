@@ -236,9 +236,6 @@ class RankContext:
         place = plan.ranks[worker.local_rank]
         attempt, rank = self._attempt, worker.global_rank
         redirected = place.redirects & ~place.tee
-        results = [str(folder.result_file(attempt, rank))]
-        if plan.shared_dir is not None:
-            results.insert(0, f"{plan.shared_dir}/{attempt}.{rank}")
         return p.Go(
             name=plan.name,
             attempt=attempt,
@@ -261,7 +258,7 @@ class RankContext:
             device=place.assigned_device,
             dist_init=plan.dist_init,
             dist_backend=plan.dist_backend,
-            results=tuple(results),
+            results=tuple(map(str, folder.places_for_value(attempt, rank, plan.shared_dir))),
             exception=str(folder.exception_file(attempt, rank)),
             error_file=str(folder.error_file(attempt, rank)),
             stacks=str(folder.stacks_file(attempt, rank)),

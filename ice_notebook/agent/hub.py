@@ -420,9 +420,8 @@ class Hub:
         incoming = peer.files.get(key)
         if incoming is None:
             self._folder.make_rank_dir(attempt, rank)
-            places = [self._folder.result_file(attempt, rank) if is_value else self._folder.exception_file(attempt, rank)]
-            if is_value and self._plan.shared_dir is not None:
-                places.insert(0, Path(self._plan.shared_dir) / f"{attempt}.{rank}")
+            kept, shared = self._folder, self._plan.shared_dir
+            places = kept.places_for_value(attempt, rank, shared) if is_value else [kept.exception_file(attempt, rank)]
             incoming = peer.files[key] = IncomingFile(places, piece.size_bytes)
         if incoming.take(piece):
             del peer.files[key]

@@ -13,7 +13,7 @@ from ice_notebook.errors.devices import DeviceError
 from ice_notebook.errors.launches import FrozenError, LaunchError, LauncherValueError, LibraryError
 from ice_notebook.errors.options import OptionError
 from ice_notebook.errors.payloads import LoadError, PayloadError, Refusal, ResultError
-from ice_notebook.errors.runs import RunFailed, RunStopped
+from ice_notebook.errors.runs import ControlError, RunFailed, RunStopped
 from ice_notebook.errors.scripts import ScriptError
 from ice_notebook.errors.words import (
     cut,
@@ -35,6 +35,7 @@ __all__ = [
     "SUPPORTED_LINE_MAGICS",
     "CellError",
     "CellSyntaxError",
+    "ControlError",
     "DeviceError",
     "FrozenError",
     "IceNotebookError",

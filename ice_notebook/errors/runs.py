@@ -8,6 +8,16 @@ from typing import Any
 from ice_notebook.errors.base import IceNotebookError
 
 
+class ControlError(IceNotebookError, RuntimeError):
+    """A run cannot be stopped from here."""
+
+    @classmethod
+    def elsewhere(cls, folder: object) -> ControlError:
+        return cls(
+            f"The run in {str(folder)!r} is done by a process that cannot be reached from here. Stop it where it was launched."
+        )
+
+
 class RunStopped(IceNotebookError, RuntimeError):
     """A rank was stopped before it returned."""
 

@@ -146,6 +146,12 @@ class Follower(threading.Thread):
             self._wake()
         return True
 
+    def nudge(self) -> None:
+        """Have the views told that there is something new."""
+        with self._lock:
+            self._news_due = 0.0
+            self._wake()
+
     def ask_to_stop(self, reason: p.StopReason, *, is_urgent: bool, by: int) -> None:
         """Tell the agent to stop, or, if urgent, to kill. If it does not answer in time it is killed itself."""
         with self._lock:

@@ -16,6 +16,7 @@ from ice_notebook.host.interrupts import Listeners
 from ice_notebook.host.locks import Lock
 from ice_notebook.kernel.agents import AgentProcess
 from ice_notebook.kernel.follower import Follower, View
+from ice_notebook.kernel.onlooker import Onlooker, goes_on
 from ice_notebook.runs import report
 from ice_notebook.runs.logs import RunLogs
 from ice_notebook.runs.results import Results, Values
@@ -49,6 +50,7 @@ class Run:
         self._callbacks: list[Callable[[], None]] = []
         self.imports: dict[str, None] = {}  # installed modules that ranks have imported, in that order
         self._follower: Follower | None = None
+        self._onlooker: Onlooker | None = None  # another process controls it
         self._from_ranks = Handlers({})
         self._values = Values(folder)
         self.is_let_go = False
@@ -179,8 +181,13 @@ class Run:
         """Stop or kill the run for a reason, which the report tells; any thread may.
 
         `by` is the signal that stops it: ranks with a handler of their own for it get that one.
+
+        Raises:
+            ControlError: the run was opened from its folder, and its agent cannot be reached from here.
         """
-        if self._follower is not None:
+        if self._onlooker is not None:
+            self._onlooker.ask_to_stop(is_urgent=is_urgent)
+        elif self._follower is not None:
             self._follower.ask_to_stop(reason, is_urgent=is_urgent, by=by)
 
     def relay(self, number: int) -> None:
@@ -197,8 +204,9 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:
-        """Return a run that is over, from its folder.
+        """Return a run from its folder: one that is over, or one that another process on this machine still does.
 
+        Of the latter `done()` is False, `wait()` waits for its end, `stop()` stops it, and what it has printed and returned so far is there.
         Its values and its exception are pickles, loaded when they are asked for: that runs code of whoever wrote them. Files of other users are
         refused, copies of them are not: open folders whose writer you trust.
 
@@ -212,10 +220,14 @@ class Run:
             raise ResultError.no_run(folder) from error
         run = cls(plan, found)
         run._state = replay(events)
-        run._is_over = True
         for attempt in run._state.attempts:
             for rank in attempt.ranks:
                 run.logs.take_file(attempt.number, rank)
+        if goes_on(found, run._state):
+            run._onlooker = Onlooker(run, found, run._state.agent)
+            run._onlooker.start()
+        else:
+            run._is_over = True
         return run
 
     def subscribe(self, view: View) -> None:
@@ -245,6 +257,16 @@ class Run:
         if written.rev > self._state.rev or written.phase.is_final:
             self._state = written
         self._changes.tell()
+
+    def take_folder(self, folder: RunFolder) -> bool:
+        """Stand as the folder says, and return whether the run is over: called by whoever looks at a run of another process."""
+        self.take_journal(folder.read_events())
+        for attempt in self._state.attempts:
+            for rank in attempt.ranks:
+                self.logs.take_rest(attempt.number, rank)
+        if self._follower is not None:
+            self._follower.nudge()
+        return self.phase.is_final
 
     def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
         """Take note of how far a rank's loops are: called by the run's thread."""

@@ -185,6 +185,11 @@ class RunFolder:
         """Return where a value lies that is not on shared memory."""
         return self.rank_dir(attempt, rank) / "result"
 
+    def places_for_value(self, attempt: int, rank: int, shared_dir: str | None) -> list[Path]:
+        """Return where a rank's value may be written, the first that has room: on shared memory, and in the folder."""
+        shared = [Path(shared_dir) / f"{attempt}.{rank}"] if shared_dir is not None else []
+        return [*shared, self.result_file(attempt, rank)]
+
     @property
     def payload_file(self) -> Path:
         return self.path / "payload"
