@@ -159,7 +159,10 @@ def test_magics_that_a_rank_does_not_have_are_refused(source, message):
 
 @pytest.mark.parametrize("name", sorted(cells.SUPPORTED_LINE_MAGICS))
 def test_magics_that_a_rank_has_are_not(name):
-    cells.check_body(read(f"{IPYTHON}.run_line_magic('{name}', '')\n{IPYTHON}.system('ls')\nget_ipython.run_cell_magic('x')"))
+    """What comes behind them is what is refused."""
+    known = f"{IPYTHON}.run_line_magic('{name}', '')\n{IPYTHON}.system('ls')\nget_ipython.run_cell_magic('x')"
+    with pytest.raises(CellError, match="%matplotlib needs IPython"):
+        cells.check_body(read(f"{known}\n{IPYTHON}.run_line_magic('matplotlib', '')"))
 
 
 def test_await_beside_a_function_is_refused_and_inside_of_it_is_not():

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from ice_notebook.runs.exits import _MEANINGS, explain_exit, status_of_exit
+from ice_notebook.runs.exits import explain_exit, status_of_exit
 
 
 def test_a_kill_for_want_of_memory_says_so() -> None:
@@ -13,12 +13,30 @@ def test_a_kill_for_want_of_memory_says_so() -> None:
     assert "out of memory" not in explain_exit(-9, out_of_memory=False)
 
 
-@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT", "SIGBUS", "SIGTERM", "SIGINT", "SIGILL", "SIGFPE"])
-def test_a_signal_is_named_and_explained_even_when_memory_was_short(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SIGSEGV", "used memory that is not its own"),
+        ("SIGABRT", "an uncaught C++ error or NCCL's watchdog"),
+        ("SIGBUS", "/dev/shm too small for DataLoader workers"),
+        ("SIGTERM", "asked it to end, such as a scheduler"),
+        ("SIGINT", "interrupted it"),
+        ("SIGHUP", "its terminal was closed"),
+        ("SIGILL", "an instruction that this processor does not have"),
+        ("SIGFPE", "divided an integer by zero"),
+        ("SIGPIPE", "whose other end was closed"),
+        ("SIGSYS", "a system call that a sandbox forbids"),
+        ("SIGXCPU", "the processor time that a limit allows"),
+        ("SIGXFSZ", "a file larger than a limit allows"),
+    ],
+)
+def test_a_signal_is_named_and_explained_even_when_memory_was_short(name: str, words: str) -> None:
     number = signal.Signals[name].value
     text = explain_exit(-number, out_of_memory=True)
     assert text.startswith(f"killed by {name} (signal {number}); ")
-    assert text.endswith(_MEANINGS[name])
+    assert words in text
+    assert text.isprintable()
+    assert not text.endswith(".")
 
 
 def test_a_signal_without_an_explanation_is_named() -> None:
@@ -27,13 +45,6 @@ def test_a_signal_without_an_explanation_is_named() -> None:
 
 def test_a_signal_without_a_name_has_its_number() -> None:
     assert explain_exit(-signal.SIGRTMIN - 5) == f"killed by signal {signal.SIGRTMIN + 5}"
-
-
-def test_every_explained_signal_exists_and_is_one_line() -> None:
-    for name, meaning in _MEANINGS.items():
-        assert signal.Signals[name]
-        assert meaning.isprintable()
-        assert not meaning.endswith(".")
 
 
 def test_an_exit_code_is_named_and_0_is_explained() -> None:

@@ -245,7 +245,9 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(asked, sentence):
     ],
 )
 def test_what_describes_this_one_node_is_accepted(asked):
-    LaunchOptions.of(asked).validate()
+    options = LaunchOptions.of(asked).validate()
+    host, _ = options.meeting_place
+    assert (options.has_other_nodes, host in {"127.0.0.1", "::1"}) == (False, True), "of one node the loopback will do"
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_skipped_output_is_a_gap_in_the_numbers(opened):
     assert [(rank, first, n) for rank, first, n in message["parts"]] == [(0, 800, 200)]
 
 
-def test_at_most_twenty_messages_a_second_at_full_speed(opened, clock):
+def test_a_page_gets_one_message_of_a_kind_an_update_however_much_has_come(opened, clock):
     run, panel, page = opened(begun(2))
     page.heard()
     for tick in range(20):  # two seconds
@@ -150,7 +150,8 @@ def test_at_most_twenty_messages_a_second_at_full_speed(opened, clock):
         run.play([p.RankRunning(at=1.0, attempt=0, rank=0), p.RankReturned(at=1.0, attempt=0, rank=0, value=value(str(tick)))])
         panel.update()
         clock.now += 0.1
-    assert len(page.heard()) <= 40 + 2  # and the announcements
+        kinds = [message["kind"] for message in page.heard()]
+        assert sorted(set(kinds)) == sorted(kinds), kinds
 
 
 def test_without_news_there_is_a_beat_a_second(opened, clock):

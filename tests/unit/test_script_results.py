@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 
+from ice_notebook.context import script_results
 from ice_notebook.context.script_results import ScriptResult, set_result
 
 
-def test_a_process_that_is_no_rank_of_a_script_gives_nothing():
+def test_a_process_that_is_no_rank_of_a_script_gives_nothing(monkeypatch):
+    given: list[object] = []
+    monkeypatch.setattr(script_results, "script_result", ScriptResult())
     set_result([1, 2])  # and it is no error
+    script_results.script_result.open(given.append)
+    assert given == []
+    set_result(3)
+    assert given == [3]
 
 
 def test_every_value_is_given_at_once_and_none_is_one():
