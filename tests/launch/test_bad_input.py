@@ -138,7 +138,7 @@ REFUSED = [
         "devices=cpu function=number",
         "1",
         "CellError",
-        r"function=number: 'number' is an int, and only a function can be launched\.",
+        r"function=number: 'number' is an int, but only a function can be launched\.",
     ),
     (
         "devices=cpu",

@@ -120,8 +120,9 @@ def test_the_time_to_meet_is_kept_whatever_is_at_the_meeting_place(node, port, b
         runs["127.0.0.1"] = begin("127.0.0.1", at), "what listens there does not answer."
         for host, (run, why) in runs.items():
             wait_until(lambda run=run: run.state.gathering or run.done())
-            waiting = report.waiting_sentence(run.plan, run.state)
-            assert run.done() or waiting.startswith(f"waiting for nodes: {host}:")
+            state = run.state
+            waiting = report.waiting_sentence(run.plan, state)
+            assert state.phase.is_final or waiting.startswith(f"waiting for nodes: {host}:")
             assert run.wait(20)
             assert run.phase == "failed"
             assert (
