@@ -28,7 +28,7 @@ REPORT_WINDOW_S = 0.5  # siblings of a failed rank may say what happened to them
 HANG_UP_WAIT_S = 0.5  # between the end of a rank's socket and the end of its process
 
 
-class RankContext:
+class AttemptContext:
     """The ranks of one attempt on this node, in the place of torch's process context."""
 
     _is_alone = True  # nothing but a failure begins another attempt

@@ -16,7 +16,7 @@ COMMUNICATION_WINDOW_S = 2.0
 
 
 @dataclass
-class Node:
+class Member:
     """One machine of the run."""
 
     id: int
@@ -77,7 +77,7 @@ class Coordinator:
         self._next_number = 0
         self._next_id = 0
         self.restarts = 0
-        self.nodes: dict[int, Node] = {}
+        self.nodes: dict[int, Member] = {}
         self.is_over = False
 
     # ---- what happens
@@ -101,7 +101,7 @@ class Coordinator:
 
     def join(self, name: str) -> int:
         """Take a node in, and return its number."""
-        node = Node(self._next_id, name)
+        node = Member(self._next_id, name)
         self._next_id += 1
         self.nodes[node.id] = node
         return node.id

@@ -1,7 +1,7 @@
 """torch's elastic agent with our processes under it. Runs in the agent's main thread.
 
 torch computes ranks, environment, restarts and membership; where it would start processes, its module's name `start_processes` points at
-us for the time of that call, and what we return, `attempt.RankContext`, is used by torch through three methods only: `pids()`, `wait(0)` and
+us for the time of that call, and what we return, `attempt.AttemptContext`, is used by torch through three methods only: `pids()`, `wait(0)` and
 `close()`.
 """
 
@@ -20,7 +20,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from ice_notebook.agent.attempt import RankContext
+from ice_notebook.agent.attempt import AttemptContext
 from ice_notebook.agent.io import AgentIO
 from ice_notebook.agent.meeting import Meeting, RunOverError
 from ice_notebook.agent.rendezvous import EarlyStore, FreshStoreRendezvous, NodesRendezvous
@@ -63,7 +63,7 @@ class IceAgent(LocalElasticAgent):
         self._attempt = -1
         self.meeting = meeting
         self.rendezvous_handler = rendezvous
-        self._contexts: list[RankContext] = []
+        self._contexts: list[AttemptContext] = []
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         while True:
@@ -100,7 +100,7 @@ class IceAgent(LocalElasticAgent):
             self._attempt = self._round.number - 1
             self._remaining_restarts = self._plan.max_restarts - self._round.restarts
 
-        def start_processes(*_: object, envs: dict[int, dict[str, str]], **__: object) -> RankContext:
+        def start_processes(*_: object, envs: dict[int, dict[str, str]], **__: object) -> AttemptContext:
             self._attempt += 1
             started = self._make_context(worker_group, envs)
             self._contexts.append(started)
@@ -113,13 +113,13 @@ class IceAgent(LocalElasticAgent):
             pids: dict[int, Any] = super()._start_workers(worker_group)
         finally:
             local_elastic_agent.start_processes = theirs
-        if not isinstance(self._pcontext, RankContext):
+        if not isinstance(self._pcontext, AttemptContext):
             raise LibraryError.changed("torch", libraries.version("torch"), "local_elastic_agent.start_processes")
         return pids
 
-    def _make_context(self, group: WorkerGroup, environments: dict[int, dict[str, str]]) -> RankContext:
+    def _make_context(self, group: WorkerGroup, environments: dict[int, dict[str, str]]) -> AttemptContext:
         attempt = self._io, group, environments, self._attempt, self._remaining_restarts
-        return RankContext(*attempt) if self.meeting is None else RoundContext(self.meeting, *attempt)
+        return AttemptContext(*attempt) if self.meeting is None else RoundContext(self.meeting, *attempt)
 
     @property
     def swept(self) -> int:

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch.distributed.elastic.multiprocessing import RunProcsResult
 
-from ice_notebook.agent.attempt import RankContext, root_cause
+from ice_notebook.agent.attempt import AttemptContext, root_cause
 from ice_notebook.agent.meeting import Meeting
 from ice_notebook.agent.ranks import RankProcess
 from ice_notebook.wire import node_messages as m
 
 
-class RoundContext(RankContext):
+class RoundContext(AttemptContext):
     """See the module. Where another round is to begin, torch is told that nothing has happened: it then asks whether nodes wait, and they do."""
 
     _is_alone = False  # a change of nodes may begin another attempt at any time

@@ -93,7 +93,7 @@ def _is_text_with_label(found: Any) -> bool:
     return isinstance(found, list) and len(found) >= 2 and all(isinstance(part, str) for part in found[:2])
 
 
-def _read_crash(stacks: Path, sources: Path) -> tuple[tuple[p.Frame, ...], p.Excerpt | None, str]:
+def _read_crash(stacks: Path, sources: Path) -> tuple[tuple[p.TracebackFrame, ...], p.Excerpt | None, str]:
     """Return the frames of the thread that crashed, outermost first, the cell's lines around, and faulthandler's own text."""
     try:
         text = read_suspect(stacks, STACKS_BYTES, is_end=True).decode(errors="replace")
@@ -113,7 +113,7 @@ def _read_crash(stacks: Path, sources: Path) -> tuple[tuple[p.Frame, ...], p.Exc
         lines = source.splitlines()
         excerpt = excerpt or _excerpt(label, lines, line)
         called = lines[line - 1].strip() if line <= len(lines) else ""
-        frames.append(p.Frame(where=label, line=line, function=match["function"], source=called[: p.LINE_CHARACTERS]))
+        frames.append(p.TracebackFrame(where=label, line=line, function=match["function"], source=called[: p.LINE_CHARACTERS]))
         crash = crash.replace(f'File "{file}"', label)
     return tuple(reversed(frames)), excerpt, crash
 

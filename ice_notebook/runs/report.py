@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ice_notebook.errors import format_size, join, printable
 from ice_notebook.runs.safe_html import safe_html
 from ice_notebook.runs.state import Attempt, Phase, RankPhase, RankState, RunState
-from ice_notebook.wire.protocol import Excerpt, Failure, Frame, NodesGathering, Plan, StopReason, Value, replace
+from ice_notebook.wire.protocol import Excerpt, Failure, NodesGathering, Plan, StopReason, TracebackFrame, Value, replace
 from ice_notebook.wire.token import VARIABLE
 
 RANKS_SHOWN = 64
@@ -341,7 +341,7 @@ def _frame_lines(failure: Failure) -> Iterator[str]:
             yield f"    {plain(frame.source)}"
 
 
-def _frame_title(frame: Frame) -> str:
+def _frame_title(frame: TracebackFrame) -> str:
     if frame.line <= 0:  # the gap in a recursion
         return frame.where
     where = f"{frame.where}, line {frame.line}" if frame.is_users else f"{frame.where}:{frame.line}"

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from ice_notebook.errors import IceNotebookError, printable
 from ice_notebook.host.installed import OWN_FOLDER, is_library
 from ice_notebook.values.descriptions import without_addresses
-from ice_notebook.wire.protocol import HEADLINE_CHARACTERS, LINE_CHARACTERS, Excerpt, Failure, Frame
+from ice_notebook.wire.protocol import HEADLINE_CHARACTERS, LINE_CHARACTERS, Excerpt, Failure, TracebackFrame
 
 TRACEBACK_BYTES = 64 * 1024
 EXCERPT_LINES = 5
@@ -126,7 +126,7 @@ def cut_middle(text: str, limit_bytes: int) -> str:
 class _Place:
     """A frame with the file that it stands in, for the excerpt."""
 
-    def __init__(self, frame: Frame, file: str, *, is_cell: bool, namespace: dict[str, object] | None = None) -> None:
+    def __init__(self, frame: TracebackFrame, file: str, *, is_cell: bool, namespace: dict[str, object] | None = None) -> None:
         self.frame = frame
         self.file = file
         self.is_cell = is_cell
@@ -186,7 +186,7 @@ def _bounded(places: list[_Place]) -> list[_Place]:
     hidden = len(places) - OUTER_FRAMES - INNER_FRAMES
     if hidden <= 1:
         return places
-    gap = Frame(where=f"… {hidden} frames not shown …", line=0, function="", is_users=False)
+    gap = TracebackFrame(where=f"… {hidden} frames not shown …", line=0, function="", is_users=False)
     return [*places[:OUTER_FRAMES], _Place(gap, "", is_cell=False), *places[-INNER_FRAMES:]]
 
 
@@ -198,7 +198,7 @@ def _place(frame: FrameType, line: int, labels: Mapping[str, str]) -> _Place:
     where = labels.get(file) or (_local_file(file, module) if is_users else module or _stem(file))
     source = linecache.getline(file, line, frame.f_globals).strip()
     function = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)  # co_qualname: Python 3.11
-    found = Frame(
+    found = TracebackFrame(
         where=_text(where, LINE_CHARACTERS),
         line=line,
         function=_text(function.rpartition("<locals>.")[2], LINE_CHARACTERS),
@@ -211,7 +211,7 @@ def _place(frame: FrameType, line: int, labels: Mapping[str, str]) -> _Place:
 def _syntax_error_place(error: SyntaxError, labels: Mapping[str, str]) -> _Place:
     file, line = str(error.filename), int(error.lineno or 0)
     is_users = file in labels or not is_library(file)
-    frame = Frame(
+    frame = TracebackFrame(
         where=_text(labels.get(file) or _stem(file) + ".py" * file.endswith(".py"), LINE_CHARACTERS),
         line=line,
         function="",

@@ -109,7 +109,7 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _node(channel: MessageChannel[Any], asked: JoinOptions, address: str) -> Iterator[Node]:
+def _node(channel: MessageChannel[Any], asked: JoinOptions, address: str) -> Iterator[JoinedNode]:
     """Yield this machine as a node with all that its agent needs; nothing of it is left afterwards but its run folder.
 
     Raises:
@@ -133,7 +133,7 @@ def _node(channel: MessageChannel[Any], asked: JoinOptions, address: str) -> Ite
             )
             folder.write_plan(plan)
             with folder.own() or contextlib.nullcontext(), folder.lock() or contextlib.nullcontext():
-                yield Node(channel, plan, folder)
+                yield JoinedNode(channel, plan, folder)
         finally:
             if shared is not None:
                 shared.discard()
@@ -214,7 +214,7 @@ def _make_plan(theirs: p.Plan, resolved: devices.ResolvedDevices, run_id: str, f
 # ---- taking part -------------------------------------------------------------------------------------------------------------------------
 
 
-class Node:
+class JoinedNode:
     """This machine as a node of a run: passes on what the agent and the first machine say to each other."""
 
     def __init__(self, channel: MessageChannel[Any], plan: p.Plan, folder: RunFolder) -> None:

@@ -278,7 +278,7 @@ HEADLINE_CHARACTERS = 500  # the most that a failure's headline has
 LINE_CHARACTERS = 300  # the same of a line of source
 
 
-class Frame(Struct, frozen=True, kw_only=True):
+class TracebackFrame(Struct, frozen=True, kw_only=True):
     """One frame of a rank's traceback."""
 
     where: str  # Cell In[3] | model.py | torch.nn.functional
@@ -303,7 +303,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     kind: str  # raised | signal | exit
     headline: str  # one line: ValueError: bad loss
     type_name: str = ""  # ValueError
-    frames: tuple[Frame, ...] = ()  # outermost first, trimmed to the user's frames and what they called
+    frames: tuple[TracebackFrame, ...] = ()  # outermost first, trimmed to the user's frames and what they called
     excerpt: Excerpt | None = None
     traceback: str = ""  # the whole traceback as the rank would have printed it
     exit_code: int | None = None  # negative: ended by that signal

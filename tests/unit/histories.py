@@ -122,9 +122,9 @@ def raised(headline: str = "ValueError: bad loss", **changes: Any) -> p.Failure:
         "headline": headline,
         "type_name": headline.partition(":")[0],
         "frames": (
-            p.Frame(where="Cell In[4]", line=1, function="<module>", source="train()"),
-            p.Frame(where="Cell In[3]", line=4, function="train", source=SOURCE[3].strip()),
-            p.Frame(where="torch.nn.functional", line=3494, function="cross_entropy", source="return x", is_users=False),
+            p.TracebackFrame(where="Cell In[4]", line=1, function="<module>", source="train()"),
+            p.TracebackFrame(where="Cell In[3]", line=4, function="train", source=SOURCE[3].strip()),
+            p.TracebackFrame(where="torch.nn.functional", line=3494, function="cross_entropy", source="return x", is_users=False),
         ),
         "excerpt": p.Excerpt(where="Cell In[3]", first=1, lines=SOURCE, failing=4),
         "traceback": 'Traceback (most recent call last):\n  File "/home/someone/model.py", line 4, in train\n',

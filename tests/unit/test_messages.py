@@ -20,7 +20,7 @@ from ice_notebook.kernel import agents
 from ice_notebook.kernel.follower import Follower
 from ice_notebook.rank.control import Control
 from ice_notebook.runs.store import RunFolder
-from ice_notebook.ui.join import Node
+from ice_notebook.ui.join import JoinedNode
 from ice_notebook.wire import control as c
 from ice_notebook.wire import protocol as p
 from ice_notebook.wire import tls
@@ -89,7 +89,7 @@ def test_every_message_is_taken_by_who_may_be_told_it(ends, tmp_path):
     follower = Follower(SimpleNamespace(plan=plan()), RunFolder(tmp_path), SimpleNamespace(channel=channel))
     assert follower._from_agent.kinds == set(members(c.FromAgent))
     follower._close_pipe()
-    node = Node(channel, plan(), RunFolder(tmp_path))
+    node = JoinedNode(channel, plan(), RunFolder(tmp_path))
     assert node._from_agent.kinds == set(members(c.FromAgent))
     assert node._from_first.kinds == set(members(c.ToNode))
     assert Control(channel).kinds | {c.Preload, c.Place} == set(members(c.ToRank)), "which a rank hears before it has its place"

@@ -241,7 +241,7 @@ def test_the_error_shows_the_root_ranks_traceback_then_the_other_ranks_then_the_
 
 
 def test_the_error_of_a_recursion_shows_its_gap() -> None:
-    gap = p.Frame(where="… 960 frames not shown …", line=0, function="", is_users=False)
+    gap = p.TracebackFrame(where="… 960 frames not shown …", line=0, function="", is_users=False)
     history = History(1).begin().fails(0, raised(frames=(gap,), excerpt=None)).group_fails(0).end(p.Outcome.FAILED)
     headline, shown = failure_lines(plan(1, max_restarts=0), history.state)
     assert headline == "rank 0: ValueError: bad loss"
@@ -334,7 +334,7 @@ def test_only_the_last_20_lines_of_a_rank_are_shown() -> None:
 
 def test_the_number_of_a_cell_stands_in_its_error_only() -> None:
     def at(number: int) -> p.Failure:
-        frame = p.Frame(where=f"Cell In[{number}]", line=4, function="train", source="raise ValueError")
+        frame = p.TracebackFrame(where=f"Cell In[{number}]", line=4, function="train", source="raise ValueError")
         return raised(frames=(frame,), excerpt=p.Excerpt(where=frame.where, first=4, lines=("raise ValueError",), failing=4))
 
     states = [
@@ -410,7 +410,7 @@ def test_everything_that_a_rank_says_is_escaped() -> None:
     evil = "</pre></div><script>alert(1)</script>"
     failure = raised(
         f"ValueError: {evil}",
-        frames=(p.Frame(where=evil, line=1, function=evil, source=evil),),
+        frames=(p.TracebackFrame(where=evil, line=1, function=evil, source=evil),),
         excerpt=p.Excerpt(where=evil, first=1, lines=(evil,), failing=1),
     )
     history = History(3).begin().fails(0, failure).group_fails(0, restarting=True).exits(0, 1, evil)
@@ -451,7 +451,7 @@ def test_the_page_stays_below_100_kb_however_large_the_input(character: str, wor
     huge = character * 11_000
     failure = raised(
         huge,
-        frames=tuple(p.Frame(where=huge, line=n, function=huge, source=huge) for n in range(60)),
+        frames=tuple(p.TracebackFrame(where=huge, line=n, function=huge, source=huge) for n in range(60)),
         excerpt=p.Excerpt(where=huge, first=1, lines=(huge,) * 5, failing=3),
     )
     history = History(world_size)
