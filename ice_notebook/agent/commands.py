@@ -55,7 +55,7 @@ class Commands:
 
     def _on_offer(self, message: c.Offer) -> None:
         self._outbox.post(c.Taken())
-        self._offered = message.plan  # nothing of it is touched yet
+        self._offered = message.plan  # the agent touches nothing of the run before `Settled`
 
     def _on_settled(self, _: c.Settled) -> None:
         if self._offered is not None:

@@ -70,7 +70,7 @@ def decode_state(text: bytes) -> State:
     """Return a state.
 
     Raises:
-        RendezvousStateError: the text is none.
+        RendezvousStateError: the text is not such a state.
     """
     try:
         state = msgspec.json.decode(text, type=State)

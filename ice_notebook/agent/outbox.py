@@ -1,4 +1,4 @@
-"""What is told without ever waiting for who is told: output is bounded, everything else is not dropped."""
+"""Messages that are sent without waiting for the other side. Output is bounded; nothing else is dropped."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ class Reports:
             Path(given.value.path).unlink(missing_ok=True)
 
     def _judge_exit(self, rank: RankProcess, code: int) -> None:
-        """Say what an exit means that nobody has caused: a function's rank says by itself how it ended, of a script the code tells."""
+        """Decide what an exit means that we did not cause. A function's rank has reported how it ended; a script's exit code tells."""
         if self._state.plan.script is None:
             if not rank.has_returned and rank.failure is None:
                 self.fail(rank, self.failure_from_exit(rank, code))
