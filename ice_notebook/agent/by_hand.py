@@ -6,6 +6,7 @@ a store of its own here: it is known by the keys that it writes, and by those th
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import datetime as dt
 import errno
@@ -122,12 +123,13 @@ class _ByHand(FreshStoreRendezvous):
             self._agent.end_round(losses if lost else "another node begins anew, or joins")
         return waiting + len(lost)
 
+    @abc.abstractmethod
     def _count_waiting(self) -> int:
-        raise NotImplementedError
+        """Return how many nodes wait for another round."""
 
+    @abc.abstractmethod
     def _lost(self) -> list[str]:
         """Return the nodes of this round that have given no sign of life for a while, and had not said that they were done."""
-        raise NotImplementedError
 
     def _done(self) -> set[int]:
         """Return the nodes of the round that are done."""
