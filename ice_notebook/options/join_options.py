@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ice_notebook.devices import grammar as d
-from ice_notebook.options.grammars import Integer, Seconds
-from ice_notebook.options.launch_options import RANKS, DeviceText
+from ice_notebook.options.grammars import Seconds
+from ice_notebook.options.launch_options import RANKS, TABLE
 from ice_notebook.options.table import Surface, Table, option
 
 CONNECT_S = 60.0  # a run may be about to begin: either machine may be the first
@@ -29,7 +29,7 @@ class JoinOptions:
     devices: d.Devices | None = option(
         None,
         "Which devices of this machine the ranks use.",
-        grammar=DeviceText(),
+        grammar=TABLE.options["devices"].grammar,
         group=RANKS,
         shown="as many as the first machine uses, of the same kind",
         example="cuda:0,1",
@@ -38,7 +38,7 @@ class JoinOptions:
     nproc_per_node: int | str | None = option(
         None,
         "Number of ranks on this machine: a number, or `gpu`, `cpu` or `auto` to count what it has.",
-        grammar=Integer(1, d.MOST_RANKS, words=("auto", "cpu", "gpu")),
+        grammar=TABLE.options["nproc_per_node"].grammar,
         group=RANKS,
         shown="as many as `devices` says",
         example="2",
