@@ -168,8 +168,3 @@ class AgentState:
         with self.condition:
             self.at_a_time = at_a_time
             self.condition.notify_all()
-
-    def notify(self) -> None:
-        """Something has changed in a rank."""
-        with self.condition:
-            self.condition.notify_all()

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -34,10 +34,11 @@ from ice_notebook.wire import control as c
 from ice_notebook.wire import node_messages as m
 from ice_notebook.wire import protocol as p
 from ice_notebook.wire import tls
-from ice_notebook.wire.messages import Handlers, Message, MessageChannel
+from ice_notebook.wire.messages import Handlers, Message, MessageChannel, expect
 from ice_notebook.wire.node_files import PIECE_BYTES, IncomingFile, send_file
 from ice_notebook.wire.token import VARIABLE, Token, parse_token
 
+T = TypeVar("T", bound=Message)
 END_WAIT_S = 3.0  # beyond the ranks' grace, for the agent to end with the connection
 _EXIT_FAILED, _EXIT_USAGE, _EXIT_INTERRUPTED = 1, 2, 130
 
@@ -118,7 +119,7 @@ def _node(channel: MessageChannel[Any], asked: JoinOptions, address: str) -> Ite
     """
     try:
         channel.send(m.hello())
-        theirs = _answer(channel)
+        theirs = _receive(channel, m.Welcome).plan
         resolved = _resolve(theirs, asked)
         run_id = store.new_run_id()
         folder = RunFolder.create(run_id)
@@ -143,13 +144,16 @@ def _node(channel: MessageChannel[Any], asked: JoinOptions, address: str) -> Ite
         raise NodeError.broken_off(error) from error
 
 
-def _answer(channel: MessageChannel[Any]) -> p.Plan:
-    answer = channel.receive()
-    if isinstance(answer, m.Refused):
-        raise NodeError.refused(answer.why)
-    if not isinstance(answer, m.Welcome):
-        raise msgspec.DecodeError(f"{type(answer).__name__} came in the place of Welcome")
-    return answer.plan
+def _receive(channel: MessageChannel[Any], kind: type[T]) -> T:
+    """Return the next message, unless it is a refusal.
+
+    Raises:
+        NodeError: it is one.
+    """
+    message = channel.receive()
+    if isinstance(message, m.Refused):
+        raise NodeError.refused(message.why)
+    return expect(message, kind)
 
 
 def _resolve(theirs: p.Plan, asked: JoinOptions) -> devices.ResolvedDevices:
@@ -168,9 +172,7 @@ def _resolve(theirs: p.Plan, asked: JoinOptions) -> devices.ResolvedDevices:
 def _receive_file(channel: MessageChannel[Any], places: Sequence[Path]) -> Path:
     incoming: IncomingFile | None = None
     while True:
-        piece = channel.receive()
-        if isinstance(piece, m.Refused):
-            raise NodeError.refused(piece.why)
+        piece = _receive(channel, m.Piece)
         if incoming is None:
             incoming = IncomingFile(places, piece.size_bytes)
         if incoming.take(piece):

@@ -11,7 +11,7 @@ import operator
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -40,14 +40,20 @@ def pack_message(message: Message) -> bytes:
     return pack(exact_json.encode(message))
 
 
-def members(union: Any) -> tuple[type[Message], ...]:
-    """Return the kinds of messages in a union, or the one kind."""
-    return get_args(union) or (union,)
-
-
 def _decode(decoder: exact_json.Decoder[Any], frame: Frame) -> Any:
     message = decoder.decode(frame.head)
     return msgspec.structs.replace(message, body=frame.body) if isinstance(message, Bulk) else message
+
+
+def expect(message: object, kind: type[K]) -> K:
+    """Return a message that must be of a kind.
+
+    Raises:
+        msgspec.DecodeError: it is of another one.
+    """
+    if not isinstance(message, kind):
+        raise msgspec.DecodeError(f"{type(message).__name__} came in the place of {kind.__name__}")
+    return message
 
 
 class MessageChannel(Channel, Generic[M]):
@@ -79,10 +85,7 @@ class MessageChannel(Channel, Generic[M]):
 
     def receive_a(self, kind: type[K]) -> K:
         """Wait for the next message, which must be of a kind. Raises as `receive`."""
-        message = self.receive()
-        if not isinstance(message, kind):
-            raise msgspec.DecodeError(f"{type(message).__name__} came in the place of {kind.__name__}")
-        return message
+        return expect(self.receive(), kind)
 
     def receive_until(self, until: float) -> M | None:
         """Return the next message, None when it does not begin to come in time. Raises as `receive`, also when its end does not come."""

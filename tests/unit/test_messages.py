@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -24,8 +24,14 @@ from ice_notebook.ui.join import JoinedNode
 from ice_notebook.wire import control as c
 from ice_notebook.wire import protocol as p
 from ice_notebook.wire import tls
-from ice_notebook.wire.messages import Bulk, Handlers, Message, MessageChannel, members, pack_message
+from ice_notebook.wire.messages import Bulk, Handlers, Message, MessageChannel, pack_message
 from ice_notebook.wire.token import Token
+
+
+def members(union: Any) -> tuple[type[Any], ...]:
+    """Return the kinds of messages in a union, or the one kind."""
+    return get_args(union) or (union,)
+
 
 UNIONS = {name: union for name, union in vars(c).items() if name.startswith(("To", "From")) and members(union)}
 
