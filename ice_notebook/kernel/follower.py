@@ -84,6 +84,9 @@ class Followed(Protocol):
     def take_journal(self, events: Sequence[Any]) -> None:
         """Stand as the journal says, if it knows more than was heard."""
 
+    def take_logs(self) -> None:
+        """Take what the log files hold beyond what was heard."""
+
     def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
         """Take note of how far a rank's loops are."""
 
@@ -331,9 +334,7 @@ class Follower(threading.Thread):
         """Take from the folder what the agent could not say: it does not wait for a kernel that reads nothing, stopped by Ctrl-Z say."""
         with contextlib.suppress(OSError, msgspec.DecodeError):  # a folder that is gone, or damaged: what was heard counts
             self._run.take_journal(self._folder.read_events())
-        for attempt in self._run.state.attempts:
-            for rank in attempt.ranks:
-                self._run.logs.take_rest(attempt.number, rank)
+        self._run.take_logs()
 
     def _end_in_its_place(self, exit_code: int | None) -> None:
         swept = processes.sweep(self._run.plan.marker, looks=3)

@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,8 +29,15 @@ if TYPE_CHECKING:
 
         plan: p.Plan
 
-        def take_folder(self, folder: RunFolder) -> bool:
-            """Stand as the folder says, and return whether the run is over."""
+        @property
+        def state(self) -> RunState:
+            """Return how the run stands."""
+
+        def take_journal(self, events: Sequence[Any]) -> None:
+            """Stand as the journal says."""
+
+        def take_logs(self) -> None:
+            """Take what the log files hold."""
 
         def end(self) -> None:
             """Take note that the run is over."""
@@ -52,6 +60,7 @@ class Onlooker(threading.Thread):
         super().__init__(name=f"ice-look-{run.plan.run_id}", daemon=True)
         self._run = weakref.ref(run)
         self._folder = folder
+        self._journal_bytes = -1  # that were read
         self._lock = threading.Lock()  # guards the descriptor: whoever signals by it must not meet another one's
         self._pidfd = _open(agent)
 
@@ -88,7 +97,12 @@ class Onlooker(threading.Thread):
         if run is None:
             return False
         try:
-            is_over = run.take_folder(self._folder)
+            size_bytes = self._folder.journal_file.stat().st_size
+            if size_bytes != self._journal_bytes:
+                run.take_journal(self._folder.read_events())
+                self._journal_bytes = size_bytes
+            run.take_logs()
+            is_over = run.state.phase.is_final
         except (OSError, msgspec.DecodeError):  # gone, or damaged: what was seen counts
             is_over = True
         if not is_over and self._pidfd is None:

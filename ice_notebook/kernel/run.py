@@ -258,15 +258,13 @@ class Run:
             self._state = written
         self._changes.tell()
 
-    def take_folder(self, folder: RunFolder) -> bool:
-        """Stand as the folder says, and return whether the run is over: called by whoever looks at a run of another process."""
-        self.take_journal(folder.read_events())
+    def take_logs(self) -> None:
+        """Take what the log files hold beyond what was heard, and have the views told."""
         for attempt in self._state.attempts:
             for rank in attempt.ranks:
                 self.logs.take_rest(attempt.number, rank)
         if self._follower is not None:
             self._follower.nudge()
-        return self.phase.is_final
 
     def take_progress(self, attempt: int, rank: int, bars: list[Any]) -> None:
         """Take note of how far a rank's loops are: called by the run's thread."""
